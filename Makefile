@@ -19,7 +19,7 @@ $(VENV)/.ready: $(SOURCES)
 	$(PIP) install -q -c constraints.txt pip setuptools wheel pybind11 cmake ninja torch numpy
 	@# CUDA builds of torch bring the Triton they were built with; others get the pinned one, to compile kernels ahead of time.
 	$(PIP) show -q triton 2>/dev/null || $(PIP) install -q triton==3.9.0
-	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
 	touch $@
 
 bench: setup  ## the operators and a training step against PyTorch's own; writes runs/<id>/report.html

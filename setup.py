@@ -17,6 +17,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# cmake and ninja come as Python packages, whose programs may not be on the PATH of an environment that was not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 # Package -> its folder. The Triton sources live at the top level, where a reader looks for kernels.
 PACKAGES = {

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,8 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 def distributions_of_torch() -> set[str]:
-    """torch and all that it needs, by distribution name."""
-    wanted, found = ["torch"], set()
+    """torch, numpy and all that they need, by distribution name."""
+    wanted, found = ["torch", "numpy"], set()
     while wanted:
         name = wanted.pop()
         if name in found:
@@ -64,8 +65,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def install(environment: Path, package: Path, **variables: str) -> str:
+    """Installs with pip's build output shown, where the build says what it leaves out."""
     python = environment / "bin" / "python"
-    options = ["--quiet", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-index"]
+    options = ["--verbose", "--no-deps", "--no-build-isolation", "--force-reinstall", "--no-index"]
     return run(sys.executable, "-m", "pip", "--python", python, "install", *options, package, **variables)
 
 
@@ -105,15 +107,23 @@ print(jk.__file__)
 
 def test_import_adds_under_300_ms_to_torch(wheel, empty_environment):
     install(empty_environment, wheel)
-    check = "import time, torch; t = time.perf_counter(); import jepa_kernels; print(time.perf_counter() - t)"
-    best = min(float(run(empty_environment / "bin" / "python", "-c", check)) for _ in range(3))
-    assert best < 0.3
+    check = """
+import time, torch
+start = time.perf_counter()
+import jepa_kernels
+imported = time.perf_counter() - start
+jepa_kernels.masked_attention, jepa_kernels.patch_embed, jepa_kernels.ema_update_
+print(imported, time.perf_counter() - start)
+"""
+    measured = [run(empty_environment / "bin" / "python", "-c", check).split() for _ in range(3)]
+    assert min(float(imported) for imported, _ in measured) < 0.3
+    assert min(float(with_operators) for _, with_operators in measured) < 0.3
 
 
 def test_installs_as_pure_python_without_a_compiler(empty_environment, tmp_path):
     tools = tmp_path / "bin"  # git and the like, no compiler
     tools.mkdir()
-    message = install(empty_environment, ROOT, PATH=str(tools), CXX="", JEPA_KERNELS_BUILD_CPU="auto", PIP_QUIET="0", PIP_VERBOSE="1")
+    message = install(empty_environment, ROOT, PATH=str(tools), CXX="")
     assert "no C++ compiler was found" in message
     check = """
 import jepa_kernels as jk, torch
@@ -131,9 +141,10 @@ def test_a_required_compiler_that_is_missing_stops_the_install(empty_environment
         install(empty_environment, ROOT, PATH=str(tmp_path / "bin"), CXX="", JEPA_KERNELS_BUILD_CPU="on")
 
 
-def test_sdist_builds_the_same_wheel(wheel, tmp_path):
+def test_sdist_holds_what_a_build_needs(tmp_path):
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT)
     archive = next(tmp_path.glob("*.tar.gz"))
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, archive)
-    rebuilt = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
-    assert sorted(rebuilt) == sorted(zipfile.ZipFile(wheel).namelist())
+    names = {name.split("/", 1)[1] for name in tarfile.open(archive).getnames() if "/" in name}
+    tracked = {str(path.relative_to(ROOT)) for folder in ("csrc", "kernels", "python", "tests") for path in (ROOT / folder).rglob("*.*")}
+    expected = {name for name in tracked if name.endswith((".py", ".cpp", ".cu", ".h", ".json"))}
+    assert expected | {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt"} <= names

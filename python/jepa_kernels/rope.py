@@ -123,33 +123,31 @@ class Rope3D:
 
     def tables(self, head_dim: int, dtype: torch.dtype = torch.float32) -> RopeTables:
         """Tables for heads of `head_dim` channels and queries of `dtype`: see RopeTables."""
-        if not self._may_cache():
-            return self._build(head_dim, dtype)
-        # Positions written in place since the tables were built make a new key.
-        query_version = None if self.query_positions is None else self.query_positions._version
-        key = (head_dim, dtype, self.positions._version, query_version)
-        tables = self._cache.get(key)
-        if tables is None:
-            tables = self._build(head_dim, dtype)
-            if type(tables.k_cos) is torch.Tensor:  # not the fake tensors of a tracer
-                for stale in [old for old in self._cache if old[2:] != key[2:]]:
-                    del self._cache[stale]
-                self._cache[key] = tables
-        return tables
+        if torch.compiler.is_compiling():
+            return self._build(head_dim, dtype)  # the graph must contain the computation
+        with torch.inference_mode(False):  # tables made in inference mode could not be saved for a later backward
+            return self._cached(head_dim, dtype) if self._may_cache() else self._build(head_dim, dtype)
 
     def _may_cache(self) -> bool:
-        # A traced or captured graph must contain the computation, and inference tensors do not say when they change.
-        if torch.compiler.is_compiling():
-            return False
+        # A captured graph must contain the computation, too, and inference tensors do not say when they change.
         if self.positions.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
         return not any(p.is_inference() for p in (self.positions, self.query_positions) if p is not None)
 
+    def _cached(self, head_dim: int, dtype: torch.dtype) -> RopeTables:
+        # Positions written in place since the tables were built have another version.
+        query_version = None if self.query_positions is None else self.query_positions._version
+        versions = (self.positions._version, query_version)
+        tables = self._cache.get((head_dim, dtype, versions))
+        if tables is None:
+            tables = self._build(head_dim, dtype)
+            if type(tables.k_cos) is torch.Tensor:  # not the fake tensors of a tracer
+                for stale in [key for key in self._cache if key[2] != versions]:
+                    del self._cache[stale]
+                self._cache[head_dim, dtype, versions] = tables
+        return tables
+
     def _build(self, head_dim: int, dtype: torch.dtype) -> RopeTables:
-        # Tables made in inference mode could not be saved for a later backward.
-        if torch.is_inference_mode_enabled() and not torch.compiler.is_compiling():
-            with torch.inference_mode(False):
-                return self._build(head_dim, dtype)
         k_cos, k_sin = _tables(self.positions, head_dim, dtype, self.convention, self.precision)
         if self.query_positions is None:
             return RopeTables(k_cos, k_sin, k_cos, k_sin)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _native, backends
-from ..reference import masked_attention as reference
+from ..reference.masked_attention import backward as reference_backward
+from ..reference.masked_attention import forward as reference_forward
 from ._library import define
 from .registry import Backend, Operator, register
 
@@ -63,13 +64,13 @@ def _why_not_kernel(q: Tensor) -> str | None:
 
 
 def _forward_reference(q, k, v, out, lse, extras) -> None:  # type: ignore[no-untyped-def]
-    result, log_sum_exp = reference.forward(q, k, v, **extras._asdict())
+    result, log_sum_exp = reference_forward(q, k, v, **extras._asdict())
     out.copy_(result)
     lse.copy_(log_sum_exp)
 
 
 def _backward_reference(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:  # type: ignore[no-untyped-def]
-    gradients = reference.backward(dout, q, k, v, out, lse, **extras._asdict())
+    gradients = reference_backward(dout, q, k, v, out, lse, **extras._asdict())
     for written, gradient in zip((dq, dk, dv), gradients, strict=True):
         written.copy_(gradient)
 

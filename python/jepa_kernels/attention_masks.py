@@ -152,7 +152,8 @@ class KeyPadding:
             raise ValueError(f"KeyPadding: lengths has shape {tuple(self.lengths.shape)}; give (B,)")
 
     def op_arguments(self) -> dict[str, Any]:
-        return {"key_lengths": self.lengths.to(torch.int32)}
+        # Clamped, so that no 64-bit length wraps around into the valid range.
+        return {"key_lengths": self.lengths.clamp(-1, 2**31 - 1).to(torch.int32)}
 
     def to_dense(self, k_len: int) -> torch.Tensor:
         """The boolean mask (B, 1, 1, k_len) that this object stands for."""

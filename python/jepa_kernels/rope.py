@@ -53,8 +53,9 @@ class Rope3D:
     - "fp32": none.
     - "amp_compat": the exponent j / (d / 2) is rounded to low, as under CUDA autocast. For float32 and float64
       queries, low is bfloat16, the dtype that V-JEPA 2 was trained in. Frequencies differ by up to 1.65 %.
-    - "native": also 10000 ** exponent, its inverse, p, p * omega, and the cosine and sine are rounded to low, as in
-      a model converted to bfloat16 as a whole. For float32 queries every step is rounded to float32.
+    - "native": also the base (10000 is 9984 in bfloat16), base ** exponent, its inverse, p, p * omega, and the cosine
+      and sine are rounded to low, as in a model converted to bfloat16 as a whole. For float32 queries every step is
+      rounded to float32.
 
     The rotated queries and keys are rounded once to the dtype of the queries. (The original code in pure bfloat16
     also rounds both products before it adds them; "native" does not.)
@@ -200,9 +201,14 @@ def _frequencies(segment: int, dtype: torch.dtype, precision: str, device: torch
     if precision == "amp_compat":
         trained_in = dtype if dtype in (torch.float16, torch.bfloat16) else torch.bfloat16
         return BASE ** -_rounded(exponent, trained_in)
-    power = _rounded(BASE ** _rounded(exponent, dtype), dtype)
+    base = _rounded(torch.full((), BASE, dtype=torch.float64, device=device), dtype)
+    power = _rounded(base ** _rounded(exponent, dtype), dtype)
     return _rounded(1.0 / power, dtype)
 
 
 def _rounded(x: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return x if dtype is None else x.to(dtype).double()
+    """x rounded to dtype, in float64 again."""
+    if dtype is None or dtype == torch.float64:
+        return x
+    # By way of float32, in which PyTorch evaluates low-precision functions, so that ties fall as in the original.
+    return x.float().to(dtype).double()

@@ -10,26 +10,39 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported on first use, so that `import jepa_kernels` costs little beyond torch.
 _EXPORTS = {
     "BackendError": "backends",
+    "FrameCausal": "attention_masks",
+    "KeyPadding": "attention_masks",
+    "Ragged": "attention_masks",
+    "Rope3D": "rope",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
+    "masked_attention": "functional.masked_attention",
 }
 _SUBMODULES = ("backends", "hardware", "reference")
 
 if TYPE_CHECKING:
     from . import backends, hardware, reference
+    from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .functional.masked_attention import masked_attention
+    from .rope import Rope3D
 
 __all__ = [
     "BackendError",
+    "FrameCausal",
+    "KeyPadding",
+    "Ragged",
+    "Rope3D",
     "__version__",
     "backend",
     "backends",
     "ema_update_",
     "explain",
     "hardware",
+    "masked_attention",
     "reference",
 ]
 

@@ -28,9 +28,7 @@ def read_video(
     >>> read_video(sample_video(), num_frames=4, frame_step=2, size=64).shape
     torch.Size([4, 64, 64, 3])
     """
-    for clip in iterate_clips(path, num_frames, frame_step, size, start):
-        return clip
-    raise AssertionError("iterate_clips yields a clip or raises")
+    return next(iterate_clips(path, num_frames, frame_step, size, start))
 
 
 def iterate_clips(
@@ -39,7 +37,8 @@ def iterate_clips(
     """The consecutive clips of one video, each as `read_video` returns it, decoded in one pass.
 
     A clip spans (num_frames - 1) * frame_step + 1 frames and the next begins right behind it; frames left over at the
-    end are dropped. Errors: as `read_video`, when the video has no whole clip or breaks off.
+    end are dropped. Errors: as `read_video`, when the video has no whole clip or breaks off. Containers without an
+    index, such as Matroska, do not tell where they should have ended: cut short, they just end earlier.
     """
     for name, value, least in (
         ("num_frames", num_frames, 1),
@@ -53,22 +52,14 @@ def iterate_clips(
     clip: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     decoded = clips = 0
     with _open_video(path) as stream:
-        announced = stream.frames  # 0 when the container does not say
-        for index, frame in enumerate(stream.container.decode(stream)):
-            decoded = index + 1
-            offset = index - start
-            if offset < 0:
-                continue
-            if offset % span % frame_step == 0:
+        for frame in _decode(path, stream):
+            offset = decoded - start
+            decoded += 1
+            if offset >= 0 and offset % span % frame_step == 0:
                 clip.append(_to_rgb(frame, size))
             if len(clip) == num_frames:
                 yield torch.from_numpy(np.stack(clip))
                 clip, clips = [], clips + 1
-    if decoded < announced:
-        raise DataError(
-            f"{path} is truncated: it announces {announced} frames and only {decoded} can be decoded; copy or "
-            "download it again, or cut it with `ffmpeg -i IN -c copy OUT`"
-        )
     if clips == 0:
         raise DataError(
             f"{path} has {decoded} frames, too few: {num_frames} frames every {frame_step} from frame {start} on need "
@@ -94,6 +85,17 @@ def _open_video(path: str | Path) -> Iterator[Any]:
             f"{path} cannot be read as video ({error.strerror}); it is damaged, truncated or no video: copy or "
             "download it again, or convert it with `ffmpeg -i IN OUT.mp4`"
         ) from None
+
+
+def _decode(path: str | Path, stream: Any) -> Iterator[Any]:
+    for packet in stream.container.demux(stream):
+        # The decoder would make a grey-patched picture of half a packet and then stop as if all were well.
+        if packet.is_corrupt:
+            raise DataError(
+                f"{path} breaks off or is damaged {packet.pos} bytes into the file; copy or download it again, or "
+                "keep what is whole with `ffmpeg -i IN OUT.mp4`"
+            )
+        yield from packet.decode()
 
 
 def _to_rgb(frame: Any, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:

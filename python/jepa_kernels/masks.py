@@ -180,7 +180,8 @@ def _first_ids(member: Tensor, limit: int | None = None) -> Tensor:
     count = int(member.sum(dim=1).min())
     if limit is not None:
         count = min(count, limit)
-    return member.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count].contiguous()
+    kept = member & (member.cumsum(dim=1) <= count)
+    return kept.nonzero()[:, 1].view(member.shape[0], count)  # nonzero goes row by row, ids ascending
 
 
 def _complement(ids: Tensor, num_tokens: int) -> Tensor:

@@ -104,6 +104,7 @@ def _to_rgb(frame: Any, size: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]
         return frame.to_ndarray(format="rgb24")
     scale = size / min(frame.width, frame.height)
     width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-    array = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
+    # Scaling and colour conversion in one pass would darken the picture by up to 2 of 255 (libswscale truncates).
+    array = frame.reformat(width, height, interpolation="BICUBIC").to_ndarray(format="rgb24")
     top, left = (height - size) // 2, (width - size) // 2
     return array[top : top + size, left : left + size]

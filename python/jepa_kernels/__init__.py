@@ -10,26 +10,33 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported on first use, so that `import jepa_kernels` costs little beyond torch.
 _EXPORTS = {
     "BackendError": "backends",
+    "apply_masks": "masks",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
 }
-_SUBMODULES = ("backends", "hardware", "reference")
+_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, hardware, reference
+    from . import backends, data, hardware, masks, models, nn, reference
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .masks import apply_masks
 
 __all__ = [
     "BackendError",
     "__version__",
+    "apply_masks",
     "backend",
     "backends",
+    "data",
     "ema_update_",
     "explain",
     "hardware",
+    "masks",
+    "models",
+    "nn",
     "reference",
 ]
 

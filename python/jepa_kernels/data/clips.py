@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jepa_kernels.data.errors import DataError
-from jepa_kernels.data.video import iterate_clips
+from .errors import DataError
+from .video import iterate_clips
 
 VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm")
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from jepa_kernels.data.errors import DataError, require
+from .errors import DataError, require
 
 NUM_FRAMES = 192
 FRAMES_PER_SECOND = 24

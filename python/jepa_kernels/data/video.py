@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_kernels.data.errors import DataError, require
+from .errors import DataError, require
 
 
 def read_video(

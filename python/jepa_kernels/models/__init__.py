@@ -1,11 +1,11 @@
 """The thin reference models: V-JEPA 2 as a composition of this package's operators."""
 
-from jepa_kernels.models.configs import ENCODER_SIZES, EncoderSize, encoder_size
-from jepa_kernels.models.predictor import VisionTransformerPredictor
-from jepa_kernels.models.training import load_official_checkpoint, make_optimizer, train_step
-from jepa_kernels.models.vision_transformer import VisionTransformer, build_encoder
-from jepa_kernels.models.vjepa2 import VJEPA2, build_vjepa2, channels_first
-from jepa_kernels.models.wrappers import MultiSeqWrapper, PredictorMultiSeqWrapper
+from .configs import ENCODER_SIZES, EncoderSize, encoder_size
+from .predictor import VisionTransformerPredictor
+from .training import load_official_checkpoint, make_optimizer, train_step
+from .vision_transformer import VisionTransformer, build_encoder
+from .vjepa2 import VJEPA2, build_vjepa2, channels_first
+from .wrappers import MultiSeqWrapper, PredictorMultiSeqWrapper
 
 __all__ = [
     "ENCODER_SIZES",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from ..rope import Rope3D
 
 
 def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:
@@ -24,7 +25,7 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:
             block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Any, recompute: bool) -> Tensor:
+def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute: bool) -> Tensor:
     """Apply the blocks in turn, with one rope object for all of them; `recompute` trades time for activations."""
     for block in blocks:
         if recompute and torch.is_grad_enabled():

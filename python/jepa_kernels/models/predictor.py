@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-import jepa_kernels as jk
-from jepa_kernels.masks import apply_masks
-from jepa_kernels.models._common import frame_size, init_weights, run_blocks
-from jepa_kernels.nn import Block, get_3d_sincos_pos_embed
-from jepa_kernels.nn.block import LAYER_NORM_EPS
+from ..masks import apply_masks
+from ..nn import Block, get_3d_sincos_pos_embed
+from ..nn.block import LAYER_NORM_EPS
+from ..rope import Rope3D
+from ._common import frame_size, init_weights, run_blocks
 
 
 class VisionTransformerPredictor(nn.Module):
@@ -112,7 +112,7 @@ class VisionTransformerPredictor(nn.Module):
         x = torch.cat([x, targets], dim=1)
         rope = None
         if self.use_rope:
-            rope = jk.Rope3D.from_ids(ids, grid=(self.grid_height, self.grid_width))
+            rope = Rope3D.from_ids(ids, grid=(self.grid_height, self.grid_width))
         elif self.predictor_pos_embed is not None:
             x = x + apply_masks(self.predictor_pos_embed.expand(sequences, -1, -1), ids)
         x = run_blocks(self.predictor_blocks, x, rope, self.use_activation_checkpointing)

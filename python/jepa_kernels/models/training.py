@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa_kernels.models.configs import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
-from jepa_kernels.models.vjepa2 import VJEPA2
+from .configs import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
+from .vjepa2 import VJEPA2
 
 
 def make_optimizer(

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import jepa_kernels as jk
-from jepa_kernels.models._common import frame_size, init_weights, run_blocks
-from jepa_kernels.models.configs import PIXEL_MEAN, PIXEL_STD, encoder_size
-from jepa_kernels.nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
-from jepa_kernels.nn.block import LAYER_NORM_EPS
+from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
+from ..nn.block import LAYER_NORM_EPS
+from ..rope import Rope3D
+from ._common import frame_size, init_weights, run_blocks
+from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
 
 
 class VisionTransformer(nn.Module):
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
                 ids = torch.arange(depth * rows * columns, device=x.device)
             else:
                 ids = masks if isinstance(masks, Tensor) else torch.cat(masks, dim=0)
-            rope = jk.Rope3D.from_ids(ids, grid=(rows, columns))
+            rope = Rope3D.from_ids(ids, grid=(rows, columns))
         x = self.patch_embed(x, keep=masks, pos_embed=self._pos_embed(depth, rows, columns))
         return self.norm(run_blocks(self.blocks, x, rope, self.use_activation_checkpointing))
 

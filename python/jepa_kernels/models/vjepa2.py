@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import jepa_kernels as jk
-from jepa_kernels.masks import apply_masks
-from jepa_kernels.models.predictor import VisionTransformerPredictor
-from jepa_kernels.models.vision_transformer import VisionTransformer, build_encoder
+from ..functional.ema_update import ema_update_
+from ..masks import apply_masks
+from .predictor import VisionTransformerPredictor
+from .vision_transformer import VisionTransformer, build_encoder
 
 # Of the parameter-free LayerNorm on the targets: the default of torch, where the layers of the model use 1e-6.
 TARGET_NORM_EPS = 1e-5
@@ -77,7 +77,7 @@ class VJEPA2(nn.Module):
 
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
-        jk.ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
+        ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
 
 
 def channels_first(clips: Tensor, in_chans: int = 3) -> Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import jepa_kernels as jk
+from ..functional.masked_attention import masked_attention
+from ..rope import Rope3D
 
 
 class Attention(nn.Module):
@@ -38,10 +39,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, attn_mask: Any = None) -> Tensor:
         return self._attend(x, attn_mask, rope=None)
 
-    def _attend(self, x: Tensor, attn_mask: Any, rope: Any) -> Tensor:
+    def _attend(self, x: Tensor, attn_mask: Any, rope: Rope3D | None) -> Tensor:
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        y = jk.masked_attention(qkv, mask=attn_mask, rope=rope, scale=self.scale)  # [B, H, N, head_dim]
+        y = masked_attention(qkv, mask=attn_mask, rope=rope, scale=self.scale)  # [B, H, N, head_dim]
         return self.proj(y.transpose(1, 2).reshape(batch, tokens, dim))
 
 
@@ -77,9 +78,9 @@ class RoPEAttention(Attention):
         T: int | None = None,
         H_patches: int | None = None,
         W_patches: int | None = None,
-        rope: Any = None,
+        rope: Rope3D | None = None,
     ) -> Tensor:
         if rope is None:
             ids = mask if mask is not None else torch.arange(x.shape[1], device=x.device)
-            rope = jk.Rope3D.from_ids(ids, grid=(H_patches or self.grid_size, W_patches or self.grid_size))
+            rope = Rope3D.from_ids(ids, grid=(H_patches or self.grid_size, W_patches or self.grid_size))
         return self._attend(x, attn_mask, rope)

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepa_kernels.nn.attention import Attention, RoPEAttention
+from ..rope import Rope3D
+from .attention import Attention, RoPEAttention
 
 LAYER_NORM_EPS = 1e-6
 
@@ -74,7 +75,7 @@ class Block(nn.Module):
         T: int | None = None,
         H_patches: int | None = None,
         W_patches: int | None = None,
-        rope: Any = None,
+        rope: Rope3D | None = None,
     ) -> Tensor:
         y = self.norm1(x)
         if isinstance(self.attn, RoPEAttention):

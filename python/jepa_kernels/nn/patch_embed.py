@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import jepa_kernels as jk
+from ..functional.patch_embed import patch_embed
 
 
 class _PatchEmbed(nn.Module):
@@ -28,7 +28,7 @@ class _PatchEmbed(nn.Module):
     def forward(self, x: Tensor, keep: Any = None, pos_embed: Tensor | None = None) -> Tensor:
         # Decoded frames are bytes; floating-point pixels have been normalised by whoever made them floating-point.
         mean, std = (self.mean, self.std) if x.dtype == torch.uint8 else (None, None)
-        return jk.patch_embed(
+        return patch_embed(
             x, self.proj.weight, self.proj.bias, keep=keep, pos_embed=pos_embed, mean=mean, std=std
         )
 

@@ -9,19 +9,31 @@ from jepa_kernels.models import build_vjepa2
 FRAMES, SIZE = 8, 64  # 4 x 4 x 4 = 64 tokens
 
 
-def small_model(seed=0, **overrides):
-    settings = {"img_size": SIZE, "num_frames": FRAMES, "pred_depth": 2, "pred_embed_dim": 96, "pred_num_heads": 3}
-    return build_vjepa2("vit_tiny", **{**settings, "encoder": {"depth": 3}, "seed": seed, **overrides})
+@pytest.fixture(scope="session")
+def make_model():
+    """Builds the small model: three encoder blocks of width 192 and two predictor blocks of width 96."""
+
+    def make(seed=0, **overrides):
+        settings = {"pred_depth": 2, "pred_embed_dim": 96, "pred_num_heads": 3, "encoder": {"depth": 3}}
+        return build_vjepa2("vit_tiny", img_size=SIZE, num_frames=FRAMES, seed=seed, **{**settings, **overrides})
+
+    return make
 
 
-def small_masks(batch_size, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return MultiBlockMask3D.from_clip(FRAMES, SIZE, generator=generator)(batch_size)
+@pytest.fixture(scope="session")
+def make_masks():
+    """Draws V-JEPA 2's two masks for the small model's clips."""
+
+    def make(batch_size, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return MultiBlockMask3D.from_clip(FRAMES, SIZE, generator=generator)(batch_size)
+
+    return make
 
 
 @pytest.fixture
-def model():
-    return small_model()
+def model(make_model):
+    return make_model()
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from jepa_kernels.models import (
     build_encoder,
     load_official_checkpoint,
 )
-from tests.models.conftest import FRAMES, SIZE, small_masks, small_model
+
+FRAMES, SIZE = 8, 64  # of the clips that the shared model takes: 64 tokens
 
 BLOCK_KEYS = [f"{part}.{kind}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
               for kind in ("weight", "bias")]
@@ -134,11 +135,11 @@ def test_initialisation_is_rescaled_with_depth():
     assert encoder.patch_embed.proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
-def test_activation_checkpointing_changes_no_gradient(clips):
-    (context, _), (target, _) = small_masks(2)
+def test_activation_checkpointing_changes_no_gradient(make_model, make_masks, clips):
+    (context, _), (target, _) = make_masks(2)
     gradients = []
     for recompute in (False, True):
-        model = small_model(use_activation_checkpointing=recompute)
+        model = make_model(use_activation_checkpointing=recompute)
         loss, _ = model(clips, [context], [target])
         loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
@@ -167,10 +168,10 @@ def sorted_predictor(predictor, x, masks_x, masks_y):
     return predictor.predictor_proj(tokens[:, x.shape[1] :])
 
 
-def test_predictor_equals_the_sorted_one(model):
+def test_predictor_equals_the_sorted_one(model, make_masks):
     torch.manual_seed(0)
     torch.nn.init.normal_(model.predictor.mask_tokens[0])
-    for masks_x, masks_y in zip(*small_masks(3), strict=True):
+    for masks_x, masks_y in zip(*make_masks(3), strict=True):
         x = torch.randn(3, masks_x.shape[1], 192)
         expected = sorted_predictor(model.predictor, x, masks_x, masks_y)
         assert expected.shape == (3, masks_y.shape[1], 192)
@@ -224,8 +225,8 @@ def test_wrappers_run_every_group_and_mask(model):
     torch.testing.assert_close(z[1][1], model.predictor(context, masks_x[1][1], masks_y[1][1], mask_index=1))
 
 
-def test_official_checkpoint_loads(model):
-    source = small_model(seed=5)
+def test_official_checkpoint_loads(model, make_model):
+    source = make_model(seed=5)
     checkpoint = {
         "encoder": {f"module.backbone.{k}": v for k, v in source.encoder.state_dict().items()},
         "predictor": {f"module.backbone.{k}": v for k, v in source.predictor.state_dict().items()},

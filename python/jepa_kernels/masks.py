@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -153,6 +154,10 @@ class MultiBlockMask3D:
         return (position >= start) & (position < start + side)
 
 
+@overload
+def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: Literal[True] = True) -> Tensor: ...
+@overload
+def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool) -> Tensor | list[Tensor]: ...
 def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
     """Gather the tokens with the given ids, mask after mask.
 

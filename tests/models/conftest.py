@@ -9,6 +9,15 @@ from jepa_kernels.models import build_vjepa2
 FRAMES, SIZE = 8, 64  # 4 x 4 x 4 = 64 tokens
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    """Matrices this small gain nothing from threads, and wait long for each other's where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def make_model():
     """Builds the small model: three encoder blocks of width 192 and two predictor blocks of width 96."""

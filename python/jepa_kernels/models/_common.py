@@ -21,17 +21,15 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:
                 nn.init.zeros_(child.bias)
     with torch.no_grad():
         for layer, block in enumerate(blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2.0 * layer))
-            block.mlp.fc2.weight.div_(math.sqrt(2.0 * layer))
+            for weight in (block.get_parameter("attn.proj.weight"), block.get_parameter("mlp.fc2.weight")):
+                weight.div_(math.sqrt(2.0 * layer))
 
 
 def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute: bool) -> Tensor:
     """Apply the blocks in turn, with one rope object for all of them; `recompute` trades time for activations."""
+    recompute = recompute and torch.is_grad_enabled()
     for block in blocks:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, rope=rope, use_reentrant=False)
-        else:
-            x = block(x, rope=rope)
+        x = checkpoint(block, x, rope=rope, use_reentrant=False) if recompute else block(x, rope=rope)
     return x
 
 

@@ -37,7 +37,8 @@ def make_optimizer(
 
 
 def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    decayed, other = [], []
+    decayed: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             (other if "bias" in name or parameter.ndim == 1 else decayed).append(parameter)

@@ -45,25 +45,35 @@ VJEPA2_MASKS = (BlockMask((0.15, 0.15), num_blocks=8), BlockMask((0.7, 0.7), num
 class MultiBlockMask3D:
     """Draws context and target token ids with V-JEPA 2's multi-block 3-D sampler.
 
-    For every `BlockMask` and batch: draw the scales t, s and the aspect ratio a independently and set
+    Formula: for every `BlockMask` and batch, draw the scales t, s and the aspect ratio a independently and set
 
         frames = max(1, floor(t T)),  h = min(H, round(sqrt(s H W a))),  w = min(W, round(sqrt(s H W / a)));
 
-    for every sample draw `num_blocks` corners, uniform over all that keep the block inside the grid. The target is
-    the union of the blocks and the context its complement; a sample without context is drawn again. Ids ascend, and
-    both sets are cut to the smallest count in the batch, so that they stack: the tokens cut off are in neither.
+    for every sample draw `num_blocks` corners, uniform over all that keep the block inside the grid. The target is the union of
+    the blocks and the context its complement; a sample without context is drawn again. Ids ascend, and both sets are cut to the
+    smallest count in the batch, so that they stack: the tokens cut off are in neither.
 
-    Shapes: `sampler(batch_size)` returns `(masks_enc, masks_pred)`, two lists with one int64 CPU tensor `(B, K)` for
-    each mask; K differs from mask to mask and from batch to batch. Token id = t*H*W + r*W + c.
-    Errors: ValueError for an empty grid, an impossible range, or blocks that leave no context in 1000 draws.
-    Determinism: every draw comes from `generator` (one seeded 0 when none is given), so equal seeds give equal masks.
-    The draws differ from the official code's, which takes sizes and corners from two random streams.
-    Source: Assran et al., V-JEPA 2 (2025); Bardes et al., V-JEPA (2024).
+    Shapes: `sampler(batch_size)` returns `(masks_enc, masks_pred)`, two lists with one int64 CPU tensor (B, K) for each mask; K
+    differs from mask to mask and from batch to batch. Token id = t * H * W + r * W + c.
 
-    >>> sampler = MultiBlockMask3D((8, 16, 16), generator=torch.Generator().manual_seed(7))
-    >>> masks_enc, masks_pred = sampler(4)
-    >>> len(masks_enc), masks_enc[0].shape[0], masks_enc[0].dtype
-    (2, 4, torch.int64)
+    Args:
+        grid: tokens of a clip, (T, H, W); `from_clip` counts them from frames and pixels.
+        masks: one `BlockMask` for each mask; V-JEPA 2's are 8 blocks of 15 % and 2 blocks of 70 %.
+        generator: source of every draw; one with seed 0 when None.
+
+    Raises:
+        ValueError: an empty grid, an impossible range, or blocks that leave no context in 1000 draws.
+
+    Deterministic: yes, equal seeds give equal masks. They are not those of the official code, which takes sizes and corners
+    from two random streams; the distributions are the same.
+
+    Source: V-JEPA (Bardes et al., 2024) and V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> sampler = MultiBlockMask3D((8, 16, 16), generator=torch.Generator().manual_seed(7))
+        >>> masks_enc, masks_pred = sampler(4)
+        >>> len(masks_enc), masks_enc[0].shape[0], masks_enc[0].dtype
+        (2, 4, torch.int64)
     """
 
     def __init__(
@@ -159,19 +169,30 @@ def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: Literal[Tru
 @overload
 def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool) -> Tensor | list[Tensor]: ...
 def apply_masks(x: Tensor, masks: Tensor | Sequence[Tensor], concat: bool = True) -> Tensor | list[Tensor]:
-    """Gather the tokens with the given ids, mask after mask.
+    """Gathers the tokens with the given ids, mask after mask.
 
-    Formula: out[m*B + b, k, :] = x[b, masks[m][b, k], :].
-    Shapes: x (B, N, D), masks one int64 (B, K) or a list of M of them; returns (M*B, K, D), mask-major on the batch
+    Formula: `out[m * B + b, k] = x[b, masks[m][b, k]]`.
+
+    Shapes: `x` (B, N, D), `masks` one int64 (B, K) or a list of M of them; returns (M * B, K, D), mask-major on the batch
     axis, or the list of M tensors (B, K, D) when `concat` is False (then the K may differ).
-    Dtypes: any dtype, copied unchanged. Errors: ValueError for a mask that does not fit x, or (on the CPU, where
-    looking costs no synchronisation) for an id outside 0..N-1.
-    Moves 2*M*B*K*D elements and 8*M*B*K bytes of ids; no FLOPs. The forward pass is deterministic.
-    Source: `apply_masks` of the official V-JEPA 2 code, whose index is repeated over D in memory; here it is a view.
 
-    >>> x = torch.arange(6.0).reshape(1, 3, 2)
-    >>> apply_masks(x, [torch.tensor([[0, 2]])]).tolist()
-    [[[0.0, 1.0], [4.0, 5.0]]]
+    Dtypes: any, copied unchanged.
+
+    Raises:
+        ValueError: a mask that does not fit `x`, or (on a CPU, where looking costs no synchronisation) an id outside 0..N-1.
+        TypeError: ids that are not int64.
+
+    Cost: reads and writes M B K D elements, reads 8 M B K bytes of ids; no FLOPs. The index is a view, where the official code
+    repeats it D times in memory.
+
+    Deterministic: yes; the backward pass on a GPU adds repeated ids in an order that may vary.
+
+    Source: the function of this name in the official V-JEPA 2 code.
+
+    Example:
+        >>> x = torch.arange(6.0).reshape(1, 3, 2)
+        >>> apply_masks(x, [torch.tensor([[0, 2]])]).tolist()
+        [[[0.0, 1.0], [4.0, 5.0]]]
     """
     gathered = []
     for mask in [masks] if isinstance(masks, Tensor) else masks:
@@ -216,7 +237,7 @@ def _check_ids(x: Tensor, mask: Tensor) -> None:
         raise TypeError(f"mask ids must be int64; got {mask.dtype}")
     if mask.ndim != 2 or mask.shape[0] != x.shape[0]:
         raise ValueError(f"mask must be (B, K) with B = {x.shape[0]}; got shape {tuple(mask.shape)}")
-    if mask.device.type == "cpu" and mask.numel():
+    if mask.device.type == "cpu" and mask.numel() and not torch.compiler.is_compiling():
         low, high = int(mask.min()), int(mask.max())
         if low < 0 or high >= x.shape[1]:
             raise ValueError(f"mask ids must lie in 0..{x.shape[1] - 1}; got {low}..{high}")

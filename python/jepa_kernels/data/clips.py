@@ -16,16 +16,22 @@ VIDEO_SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg
 def open_clips(
     path: str | Path, num_frames: int = 16, frame_step: int = 1, size: int | None = 256
 ) -> Iterator[Tensor]:
-    """Iterate over the clips of a video file, or of all the videos in a folder and its subfolders, in path order.
+    """Iterates over the clips of a video file, or of all the videos in a folder and its subfolders, in path order.
 
-    Shapes: each clip is uint8 (num_frames, height, width, 3), cut and resized as by `read_video`; a file gives its
-    consecutive clips without overlap. The path is checked at the call, files are opened one after another.
-    Errors: DataError for a missing path, a folder without videos, and for any file as `read_video` (one bad file
-    stops the iteration: what cannot be read is not left out unsaid).
+    Shapes: each clip is uint8 (num_frames, height, width, 3), cut and resized as by `read_video`; a file gives its consecutive
+    clips without overlap. The path is checked at the call, files are opened one after another.
 
-    >>> from jepa_kernels.data import sample_video
-    >>> len(list(open_clips(sample_video(), num_frames=16, frame_step=4, size=32)))
-    3
+    Raises:
+        DataError: a missing path, a folder without videos; and, while iterating, any file that `read_video` would refuse. One
+        bad
+            file ends the iteration: what cannot be read is not left out unsaid.
+
+    Deterministic: yes.
+
+    Example:
+        >>> from jepa_kernels.data import sample_video
+        >>> len(list(open_clips(sample_video(), num_frames=16, frame_step=4, size=32)))
+        3
     """
     videos = _videos(Path(path))
     return (clip for video in videos for clip in iterate_clips(video, num_frames, frame_step, size))

@@ -12,15 +12,22 @@ from .errors import DataError, require
 
 
 def read_image(path: str | Path, size: int | None = 256) -> Tensor:
-    """Read one image as a uint8 CPU tensor (height, width, 3), RGB 0..255, turned as its EXIF orientation says.
+    """Reads one image, turned as its EXIF orientation says.
 
-    With `size` the shorter side is resized to it (bicubic) and the centre square is cut out; None keeps the image as
-    it is. Errors: DataError when Pillow is missing, or the file is missing, damaged or no image. Deterministic.
+    Shapes: returns a uint8 CPU tensor (height, width, 3), RGB 0..255. With `size` the shorter side is resized to it (bicubic)
+    and the centre square is cut out; None keeps the image as it is.
 
-    >>> from pathlib import Path
-    >>> import skimage
-    >>> read_image(Path(skimage.__file__).parent / "data" / "coffee.png", size=64).shape
-    torch.Size([64, 64, 3])
+    Raises:
+        DataError: Pillow is missing, or the file is missing, damaged or no image.
+        ValueError: a size below 1.
+
+    Deterministic: yes.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import skimage
+        >>> read_image(Path(skimage.__file__).parent / "data" / "coffee.png", size=64).shape
+        torch.Size([64, 64, 3])
     """
     require("PIL", "reading images")
     from PIL import Image, ImageOps

@@ -24,10 +24,13 @@ def sample_video(cache_dir: str | Path | None = None) -> Path:
     The camera pans and zooms over "coffee", a 600x400 photograph (CC0) inside the scikit-image wheel. The file lies
     in `cache_dir`, by default `jepa-kernels` in the user's cache directory (`XDG_CACHE_HOME`, else `~/.cache`), and
     appears there by one rename, so that processes that start together never read half a file.
-    Errors: DataError when PyAV, Pillow or scikit-image is missing or the directory cannot be written.
 
-    >>> sample_video().suffix
-    '.mp4'
+    Raises:
+        DataError: PyAV, Pillow or scikit-image is missing, or the directory cannot be written.
+
+    Example:
+        >>> sample_video().suffix
+        '.mp4'
     """
     folder = Path(cache_dir) if cache_dir is not None else _cache_dir()
     path = folder / _FILE_NAME

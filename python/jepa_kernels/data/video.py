@@ -19,14 +19,21 @@ def read_video(
 ) -> Tensor:
     """Decode one clip: frames start, start + frame_step, ... of the first video stream.
 
-    Shapes: returns a contiguous uint8 CPU tensor (num_frames, height, width, 3), RGB 0..255. With `size` the shorter
-    side is resized to it (bicubic) and the centre square is cut out; None keeps the frames as they are.
-    Errors: DataError when PyAV is missing, the file is missing, no video or damaged, or has too few frames.
-    Reads the file from its beginning, so the cost grows with `start`. Deterministic.
+    Shapes: returns a contiguous uint8 CPU tensor (num_frames, height, width, 3), RGB 0..255. With `size` the shorter side is
+    resized to it (bicubic) and the centre square is cut out; None keeps the frames as they are.
 
-    >>> from jepa_kernels.data import sample_video
-    >>> read_video(sample_video(), num_frames=4, frame_step=2, size=64).shape
-    torch.Size([4, 64, 64, 3])
+    Raises:
+        DataError: PyAV is missing; the file is missing, no video, or damaged; or it has too few frames.
+        ValueError: a count below 1, or a negative start.
+
+    Cost: decodes the file from its beginning, so it grows with `start`.
+
+    Deterministic: yes, for one build of FFmpeg.
+
+    Example:
+        >>> from jepa_kernels.data import sample_video
+        >>> read_video(sample_video(), num_frames=4, frame_step=2, size=64).shape
+        torch.Size([4, 64, 64, 3])
     """
     return next(iterate_clips(path, num_frames, frame_step, size, start))
 
@@ -36,9 +43,12 @@ def iterate_clips(
 ) -> Iterator[Tensor]:
     """The consecutive clips of one video, each as `read_video` returns it, decoded in one pass.
 
-    A clip spans (num_frames - 1) * frame_step + 1 frames and the next begins right behind it; frames left over at the
-    end are dropped. Errors: as `read_video`, when the video has no whole clip or breaks off. Containers without an
-    index, such as Matroska, do not tell where they should have ended: cut short, they just end earlier.
+    A clip spans (num_frames - 1) * frame_step + 1 frames and the next begins right behind it; frames left over at the end are
+    dropped. Containers without an index, such as Matroska, do not tell where they should have ended: cut short, they end
+    earlier.
+
+    Raises:
+        DataError, ValueError: as `read_video`, when the video has no whole clip or breaks off.
     """
     for name, value, least in (
         ("num_frames", num_frames, 1),

@@ -15,19 +15,29 @@ from ._common import frame_size, init_weights, run_blocks
 class VisionTransformerPredictor(nn.Module):
     """A narrow transformer that fills in the representations of the target tokens from those of the context.
 
-    Shapes: x (M*B, Kx, D) context tokens, masks_x and masks_y their and the targets' ids (int64 (B, K), or two lists
-    of M of them); returns (M*B, Ky, D). `mask_index` (modulo their number) chooses the mask token: V-JEPA 2 trains
-    index 0 for all masks of a clip length. Positions, dtypes and determinism as in `VisionTransformer`; under
-    autocast the residual stream is float32, as the mask tokens are.
-    Errors: ValueError when masks and tokens do not fit each other.
-    State dict: the official keys, `predictor_embed`, `mask_tokens.i`, `predictor_blocks.i.*`, `predictor_norm`,
-    `predictor_proj` (and `predictor_pos_embed` without RoPE).
-    Source: Assran et al., V-JEPA 2 (2025).
+    Formula: `predictor_embed` of the context, joined by one mask token for each target; `depth` blocks with positions from
+    the ids of both; LayerNorm and `predictor_proj` of the target tokens.
 
-    >>> import torch
-    >>> predictor = VisionTransformerPredictor(32, 16, 4, embed_dim=64, predictor_embed_dim=48, depth=1, num_heads=2)
-    >>> predictor(torch.zeros(1, 2, 64), torch.tensor([[0, 5]]), torch.tensor([[1, 2, 7]])).shape
-    torch.Size([1, 3, 64])
+    Shapes: `x` (M * B, Kx, D) context tokens; `masks_x` and `masks_y` their ids and the targets' (int64 (B, K), or two lists
+    of M of them); returns (M * B, Ky, D). `mask_index`, modulo their number, chooses the mask token: V-JEPA 2 trains index 0
+    for all masks of its first clip length. Ids count tokens on the grid of `img_size`, whatever the size of the clip.
+
+    Dtypes: follow autocast; the residual stream is then float32, as the mask tokens are.
+
+    State dict: the official keys, `predictor_embed.*`, `mask_tokens.i`, `predictor_blocks.i.*`, `predictor_norm.*`,
+    `predictor_proj.*` (and `predictor_pos_embed` without RoPE).
+
+    Raises:
+        ValueError: masks and tokens that do not fit each other.
+
+    Deterministic: as its operators are.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> predictor = VisionTransformerPredictor(32, 16, 4, embed_dim=64, predictor_embed_dim=48, depth=1, num_heads=2)
+        >>> predictor(torch.zeros(1, 2, 64), torch.tensor([[0, 5]]), torch.tensor([[1, 2, 7]])).shape
+        torch.Size([1, 3, 64])
     """
 
     def __init__(

@@ -22,13 +22,14 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the encoder and the predictor in the official four groups.
 
-    Order: encoder and predictor with weight decay, then encoder and predictor without. Biases and all 1-D parameters
+    Their order: encoder and predictor with weight decay, then encoder and predictor without. Biases and all 1-D parameters
     are not decayed; the mask tokens, which are 3-D, are. `kwargs` go to `torch.optim.AdamW` (`fused=True`, ...).
 
-    >>> from jepa_kernels.models import build_vjepa2
-    >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1})
-    >>> [group["weight_decay"] for group in make_optimizer(model).param_groups]
-    [0.04, 0.04, 0.0, 0.0]
+    Example:
+        >>> from jepa_kernels.models import build_vjepa2
+        >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1})
+        >>> [group["weight_decay"] for group in make_optimizer(model).param_groups]
+        [0.04, 0.04, 0.0, 0.0]
     """
     halves = [_split(model.encoder), _split(model.predictor)]
     groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay} for decayed, _ in halves]
@@ -57,21 +58,30 @@ def train_step(
 ) -> tuple[Tensor, dict[str, Any]]:
     """One step of V-JEPA 2 pretraining: loss, backward, optimiser, then the target encoder.
 
-    The order is the official one: `optimizer.step()`, `zero_grad()`, EMA, so that the target follows the weights that
-    the step has just written. Clips and masks move to the model's device; shapes are those of `VJEPA2`. With
-    `autocast_dtype=torch.bfloat16` the forward pass runs under autocast. There is no gradient scaler: bfloat16 has
-    float32's range, and float16, which would need one, is refused.
-    Returns the detached loss of the weights before the step, still on the device, and the stats of `VJEPA2`.
-    Errors: ValueError for float16, and as `VJEPA2`. Equal seeds, clips and masks give equal steps, as far as the
-    matrix products of the device do.
+    The order is the official one: `optimizer.step()`, `zero_grad()`, EMA, so that the target follows the weights that the
+    step has just written.
 
-    >>> from jepa_kernels.models import build_vjepa2
-    >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1}, seed=0)
-    >>> clips = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
-    >>> masks = [torch.tensor([[0, 1, 4]])], [torch.tensor([[2, 7]])]
-    >>> loss, stats = train_step(model, clips, *masks, make_optimizer(model))
-    >>> bool(loss > 0), loss.requires_grad
-    (True, False)
+    Shapes: those of `VJEPA2`; clips and masks move to the model's device. Returns the detached loss of the weights before the
+    step, still on the device, and the stats of `VJEPA2`; nothing here waits for the device.
+
+    Dtypes: with `autocast_dtype=torch.bfloat16` the forward pass runs under autocast. There is no gradient scaler: bfloat16
+    has the range of float32, and float16, which would need one, is refused.
+
+    Raises:
+        ValueError: float16, and whatever `VJEPA2` refuses.
+
+    Deterministic: equal weights, clips and masks give equal steps, as far as the matrix products of the device do.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> from jepa_kernels.models import build_vjepa2
+        >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1}, seed=0)
+        >>> clips = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+        >>> masks = [torch.tensor([[0, 1, 4]])], [torch.tensor([[2, 7]])]
+        >>> loss, stats = train_step(model, clips, *masks, make_optimizer(model))
+        >>> bool(loss > 0), loss.requires_grad
+        (True, False)
     """
     if autocast_dtype is torch.float16:
         raise ValueError("autocast_dtype=torch.float16 needs a gradient scaler; use torch.bfloat16 or None")
@@ -94,7 +104,10 @@ def load_official_checkpoint(model: VJEPA2, checkpoint: Mapping[str, Mapping[str
 
     `checkpoint` is what `torch.load(path, map_location="cpu", weights_only=True)` returns; the prefixes `module.` and
     `backbone.` of its wrappers are dropped. Without a `target_encoder` entry the target becomes the encoder.
-    Errors: ValueError naming a missing entry; RuntimeError of torch naming keys or shapes that do not fit.
+
+    Raises:
+        ValueError: the encoder's or the predictor's entry is missing.
+        RuntimeError: keys or shapes do not fit the model (torch names them).
     """
     for part in ("encoder", "predictor"):
         if part not in checkpoint:

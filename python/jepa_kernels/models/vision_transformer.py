@@ -19,19 +19,28 @@ from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
 class VisionTransformer(nn.Module):
     """Vision transformer over images or clips that computes nothing for the tokens masked away.
 
-    Shapes: pixels (B, C, H, W), or (B, C, T, H, W) when `num_frames` > 1, of any strides; returns (B, N, D), or
-    (M*B, K, D), mask-major, with `masks` (one int64 (B, K) or a list of M of equal K). uint8 pixels are normalised
-    inside the patch embedding with `pixel_mean` and `pixel_std` (units of 0..255); floating-point pixels are taken as
-    normalised. Positions: 3-D RoPE by the original token ids with `use_rope`, else a frozen sine-cosine `pos_embed`.
-    Dtypes follow autocast; LayerNorm statistics and attention accumulate in float32.
-    Errors: ValueError for pixels that do not fit the model. Deterministic as its operators are.
-    State dict: the official keys, `patch_embed.proj`, `blocks.i.*`, `norm` (and `pos_embed` without RoPE).
-    Source: Assran et al., V-JEPA 2 (2025).
+    Formula: patch embedding of the kept tokens, `depth` blocks, LayerNorm. Positions are 3-D RoPE by the original token ids
+    with `use_rope`, otherwise a frozen sine-cosine table that the patch embedding adds.
 
-    >>> import torch
-    >>> encoder = build_encoder("vit_tiny", img_size=32, num_frames=4, depth=1)
-    >>> encoder(torch.zeros(1, 3, 4, 32, 32), masks=torch.tensor([[0, 3, 5]])).shape
-    torch.Size([1, 3, 192])
+    Shapes: pixels (B, C, H, W), or (B, C, T, H, W) when `num_frames` > 1, of any strides; returns (B, N, D), or (M * B, K, D),
+    mask-major, with `masks` (one int64 (B, K), or a list of M of equal K).
+
+    Dtypes: uint8 pixels are normalised inside the patch embedding with `pixel_mean` and `pixel_std` (units of 0..255);
+    floating-point pixels are taken as normalised. The rest follows autocast.
+
+    State dict: the official keys, `patch_embed.proj.*`, `blocks.i.*`, `norm.*` (and `pos_embed` without RoPE).
+
+    Raises:
+        ValueError: pixels that do not fit the model.
+
+    Deterministic: as its operators are.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> encoder = build_encoder("vit_tiny", img_size=32, num_frames=4, depth=1)
+        >>> encoder(torch.zeros(1, 3, 4, 32, 32), masks=torch.tensor([[0, 3, 5]])).shape
+        torch.Size([1, 3, 192])
     """
 
     def __init__(
@@ -128,9 +137,13 @@ class VisionTransformer(nn.Module):
 def build_encoder(name: str, **overrides: Any) -> VisionTransformer:
     """The encoder of a named size (`ENCODER_SIZES`), with RoPE; keyword arguments as for `VisionTransformer`.
 
-    Errors: ValueError for an unknown name. Weights are random and follow torch's global generator.
+    Weights are random, from torch's global generator.
 
-    >>> sum(p.numel() for p in build_encoder("vit_tiny", img_size=64, num_frames=8).parameters())
-    5633472
+    Raises:
+        ValueError: the name is unknown.
+
+    Example:
+        >>> sum(p.numel() for p in build_encoder("vit_tiny", img_size=64, num_frames=8).parameters())
+        5633856
     """
     return VisionTransformer(**{**asdict(encoder_size(name)), "use_rope": True, **overrides})

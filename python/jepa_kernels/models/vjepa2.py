@@ -21,22 +21,35 @@ TARGET_NORM_EPS = 1e-5
 class VJEPA2(nn.Module):
     """Predicts the target encoder's view of hidden tokens from the context encoder's view of the visible ones.
 
-    Formula: h = LN(target_encoder(clips)) without affine parameters (eps 1e-5), and for each mask m
-    z_m = predictor(encoder(clips, masks_enc[m]), masks_enc[m], masks_pred[m]);
-    loss = mean over m of mean |z_m - h[masks_pred[m]]|.
-    Shapes: `model(clips, masks_enc, masks_pred)` takes clips (B, C, T, H, W) or (B, T, H, W, C), uint8 or
-    normalised floating-point, and lists of int64 (B, K), which may differ in K; it returns the scalar loss and a
-    dict: `loss_per_mask` (M,), `target_std` (the mean over channels of the targets' standard deviation over tokens,
-    which goes to 0 when the representation collapses), and the token counts of each mask as integers.
-    Dtypes: the loss is taken in float32 under any autocast. Nothing here waits for the device.
-    The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
-    Source: Assran et al., V-JEPA 2 (2025).
+    Formula: with h = LN(target_encoder(clips)), LN without affine parameters and with eps 1e-5, and for each mask m
+    z_m = predictor(encoder(clips, masks_enc[m]), masks_enc[m], masks_pred[m]),
 
-    >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1}, seed=0)
-    >>> clips = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
-    >>> loss, stats = model(clips, [torch.tensor([[0, 1, 4]])], [torch.tensor([[2, 7]])])
-    >>> loss.shape, stats["target_tokens"]
-    (torch.Size([]), [2])
+        loss = mean over m of mean |z_m - h[masks_pred[m]]|.
+
+    The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
+
+    Shapes: `model(clips, masks_enc, masks_pred)` takes clips (B, C, T, H, W) or (B, T, H, W, C), and lists of int64 (B, K),
+    which may differ in K. It returns the scalar loss and a dict: `loss_per_mask` (M,); `target_std`, the mean over channels
+    of the targets' standard deviation over tokens, which goes to 0 when the representation collapses; `context_tokens` and
+    `target_tokens`, the counts of each mask.
+
+    Dtypes: clips are uint8, or floating-point and normalised. The loss is taken in float32 under any autocast.
+
+    Raises:
+        ValueError: clips without the channels, or masks that do not pair up.
+
+    Cost: nothing here waits for the device. The encoder and the predictor run once a mask, the target encoder once.
+
+    Deterministic: as its operators are.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1}, seed=0)
+        >>> clips = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)
+        >>> loss, stats = model(clips, [torch.tensor([[0, 1, 4]])], [torch.tensor([[2, 7]])])
+        >>> loss.shape, stats["target_tokens"]
+        (torch.Size([]), [2])
     """
 
     def __init__(self, encoder: VisionTransformer, predictor: VisionTransformerPredictor) -> None:
@@ -83,7 +96,8 @@ class VJEPA2(nn.Module):
 def channels_first(clips: Tensor, in_chans: int = 3) -> Tensor:
     """(B, T, H, W, C), as frames are decoded, to a (B, C, T, H, W) view; the latter passes through.
 
-    Errors: ValueError when neither axis has `in_chans` channels.
+    Raises:
+        ValueError: neither axis has `in_chans` channels.
     """
     if clips.ndim == 5 and clips.shape[-1] == in_chans:  # no clip is as narrow as it has channels
         return clips.permute(0, 4, 1, 2, 3)
@@ -112,8 +126,10 @@ def build_vjepa2(
     """V-JEPA 2 with an encoder of a named size; the defaults are its 16-frame, 256-pixel pretraining.
 
     `num_mask_tokens` is 10 as in the released checkpoints, though training uses one; `encoder` holds further keyword
-    arguments for the encoder. With `seed` the weights depend on it alone, and torch's global generator is left as it
-    was. Errors: ValueError for an unknown name.
+    arguments for the encoder. With `seed` the weights depend on it alone, and torch's global generator is left as it was.
+
+    Raises:
+        ValueError: the name is unknown.
     """
     shared: dict[str, Any] = {
         "img_size": img_size,

@@ -14,14 +14,16 @@ from ..rope import Rope3D
 class Attention(nn.Module):
     """Self-attention without positions: (B, N, D) -> (B, N, D).
 
-    State dict: `qkv.{weight,bias}`, `proj.{weight,bias}`. `attn_mask` is whatever `jk.masked_attention` takes as
-    `mask`; `mask`, the token ids, is accepted for the sake of one call signature and not used. The official dropout
-    arguments are absent: V-JEPA 2 trains with none.
+    `attn_mask` is whatever `jk.masked_attention` takes as `mask`; `mask`, the token ids, is accepted for the sake of one call
+    signature and not used. The official dropout arguments are absent: V-JEPA 2 trains with none.
+
+    State dict: `qkv.{weight,bias}`, `proj.{weight,bias}`.
+
     Source: Vaswani et al. (2017); names of the official V-JEPA 2 code.
 
-    >>> import torch
-    >>> Attention(64, num_heads=2)(torch.zeros(1, 5, 64)).shape
-    torch.Size([1, 5, 64])
+    Example:
+        >>> Attention(64, num_heads=2)(torch.zeros(1, 5, 64)).shape
+        torch.Size([1, 5, 64])
     """
 
     def __init__(
@@ -49,14 +51,17 @@ class Attention(nn.Module):
 class RoPEAttention(Attention):
     """Self-attention with V-JEPA 2's 3-D rotary positions: (B, N, D) -> (B, N, D).
 
-    The position of a token is the frame, row and column of its id. Ids are `mask` (B, N), or 0..N-1 without it, on a
-    grid of `H_patches` by `W_patches` tokens a frame, or `grid_size` squared without them. `rope`, a `jk.Rope3D` made
-    from the same ids, takes the place of all these: blocks of one model share it, and with it its tables.
-    State dict as `Attention`. Source: Assran et al., V-JEPA 2 (2025).
+    The position of a token is the frame, row and column of its id. Ids are `mask` (B, N), or 0..N-1 without it, on a grid of
+    `H_patches` by `W_patches` tokens a frame, or `grid_size` squared without them (`T` is implied by the ids). `rope`, a
+    `jk.Rope3D` made from the same ids, takes the place of all these: blocks of one model share it, and with it its tables.
 
-    >>> import torch
-    >>> RoPEAttention(64, num_heads=2, grid_size=2)(torch.zeros(1, 8, 64)).shape
-    torch.Size([1, 8, 64])
+    State dict: as `Attention`.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> RoPEAttention(64, num_heads=2, grid_size=2)(torch.zeros(1, 8, 64)).shape
+        torch.Size([1, 8, 64])
     """
 
     def __init__(

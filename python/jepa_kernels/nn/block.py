@@ -17,9 +17,10 @@ class MLP(nn.Module):
 
     State dict: `fc1.{weight,bias}`, `fc2.{weight,bias}`.
 
-    >>> import torch
-    >>> MLP(8, hidden_features=32)(torch.zeros(2, 8)).shape
-    torch.Size([2, 8])
+    Example:
+        >>> import torch
+        >>> MLP(8, hidden_features=32)(torch.zeros(2, 8)).shape
+        torch.Size([2, 8])
     """
 
     def __init__(
@@ -38,13 +39,17 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Transformer block: x <- x + attn(norm1(x)), then x <- x + mlp(norm2(x)); (B, N, D) -> (B, N, D).
 
-    LayerNorm eps is 1e-6. With `use_rope` the attention is `RoPEAttention` and takes its position arguments, or the
-    shared `rope`. State dict: `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`.
-    Source: Dosovitskiy et al. (2021); names of the official V-JEPA 2 code.
+    LayerNorm eps is 1e-6. With `use_rope` the attention is `RoPEAttention` and takes its position arguments, or the shared
+    `rope`.
 
-    >>> import torch
-    >>> Block(64, num_heads=2, use_rope=True, grid_size=2)(torch.zeros(1, 4, 64)).shape
-    torch.Size([1, 4, 64])
+    State dict: `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`, each with `weight` and `bias`.
+
+    Source: ViT (Dosovitskiy et al., 2021); names of the official V-JEPA 2 code.
+
+    Example:
+        >>> import torch
+        >>> Block(64, num_heads=2, use_rope=True, grid_size=2)(torch.zeros(1, 4, 64)).shape
+        torch.Size([1, 4, 64])
     """
 
     def __init__(

@@ -36,13 +36,14 @@ class _PatchEmbed(nn.Module):
 class PatchEmbed(_PatchEmbed):
     """Image to tokens: (B, C, H, W) -> (B, N, D), or only the tokens in `keep`; see `jk.patch_embed`.
 
-    State dict: `proj.weight` (D, C, p, p), `proj.bias` (D,). `mean` and `std`, per channel in units of 0..255, apply
-    to uint8 pixels only. Errors, bytes, FLOPs and determinism are those of `jk.patch_embed`.
-    Source: Dosovitskiy et al. (2021); names of the official V-JEPA 2 code.
+    State dict: `proj.weight` (D, C, p, p), `proj.bias` (D,). `mean` and `std`, per channel in units of 0..255, apply to uint8
+    pixels only. Errors, bytes, FLOPs and determinism are those of `jk.patch_embed`.
 
-    >>> import torch
-    >>> PatchEmbed(patch_size=8, embed_dim=32)(torch.zeros(1, 3, 16, 24)).shape
-    torch.Size([1, 6, 32])
+    Source: ViT (Dosovitskiy et al., 2021); names of the official V-JEPA 2 code.
+
+    Example:
+        >>> PatchEmbed(patch_size=8, embed_dim=32)(torch.zeros(1, 3, 16, 24)).shape
+        torch.Size([1, 6, 32])
     """
 
     def __init__(
@@ -62,13 +63,14 @@ class PatchEmbed(_PatchEmbed):
 class PatchEmbed3D(_PatchEmbed):
     """Clip to tokens: (B, C, T, H, W) -> (B, N, D), or only the tokens in `keep`; see `jk.patch_embed`.
 
-    State dict: `proj.weight` (D, C, tubelet, p, p), `proj.bias` (D,). `mean` and `std` as in `PatchEmbed`. The clip
-    may have any strides: decoded (B, T, H, W, C) frames come in as a permuted view.
-    Source: Arnab et al., ViViT (2021); names of the official V-JEPA 2 code.
+    State dict: `proj.weight` (D, C, tubelet, p, p), `proj.bias` (D,). `mean` and `std` as in `PatchEmbed`. The clip may have
+    any strides: decoded (B, T, H, W, C) frames come in as a permuted view.
 
-    >>> import torch
-    >>> PatchEmbed3D(patch_size=8, embed_dim=32)(torch.zeros(1, 3, 4, 16, 16)).shape
-    torch.Size([1, 8, 32])
+    Source: ViViT (Arnab et al., 2021); names of the official V-JEPA 2 code.
+
+    Example:
+        >>> PatchEmbed3D(patch_size=8, embed_dim=32)(torch.zeros(1, 3, 4, 16, 16)).shape
+        torch.Size([1, 8, 32])
     """
 
     def __init__(

@@ -23,7 +23,10 @@ os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.envir
 # Package -> its folder. The Triton sources live at the top level, where a reader looks for kernels.
 PACKAGES = {
     "jepa_kernels": "python/jepa_kernels",
+    "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
+    "jepa_kernels.models": "python/jepa_kernels/models",
+    "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
     "jepa_kernels.kernels": "kernels/jepa_triton",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import triton
 
-from ._common import head_dim_segments
+from .segments import head_dim_segments
 from .launch import Launch, stride_arguments, stride_unit
 from .masked_attention_forward import forward_kernel
 from .masked_attention_tiles import forward_tile

@@ -10,7 +10,7 @@ A row without a visible key has lse = -inf; reading that as +inf makes its P, an
 import triton
 import triton.language as tl
 
-from ._common import (
+from .segments import (
     dot_accumulate,
     dot_transposed,
     keep_rows,
@@ -158,7 +158,7 @@ def query_gradient_kernel(
         mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, True,
     )  # fmt: skip
 
-    dq = scale_segments(dq, tl.zeros([BLOCK_M], dtype=tl.float32) + scale)
+    dq = scale_segments(dq, scale)
     if cos_ptr is not None:
         cos_row = cos_stride_n * STRIDE_UNIT
         sin_row = sin_stride_n * STRIDE_UNIT
@@ -306,7 +306,7 @@ def key_gradient_kernel(
             HEAD_DIM, SEGMENTS, BLOCK_M, False,
         )  # fmt: skip
 
-    dk = scale_segments(dk, tl.zeros([BLOCK_N], dtype=tl.float32) + scale)
+    dk = scale_segments(dk, scale)
     if cos_ptr is not None:
         cos_row = cos_stride_n * STRIDE_UNIT
         sin_row = sin_stride_n * STRIDE_UNIT

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import (
+from .segments import (
     dot_accumulate,
     dot_transposed,
     keep_rows,
@@ -48,7 +48,7 @@ def _attend_tile(
     v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
     if BOOL_MASK:
         v = keep_rows(v, tl.max(visible.to(tl.int32), axis=0) > 0)
-    accumulators = dot_accumulate(weights, v, scale_segments(accumulators, decay))
+    accumulators = dot_accumulate(weights, v, scale_segments(accumulators, decay[:, None]))
     return accumulators, row_max, row_sum
 
 
@@ -135,7 +135,7 @@ def forward_kernel(
         sin = load_segments(sin_base, sin_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
         q = rotate_segments(q, cos, sin)
     if NEGATIVE_SCALE:  # the running maximum is taken before scaling, so the sign moves into q
-        q = scale_segments(q, tl.full([BLOCK_M], -1.0, q[0].dtype))
+        q = scale_segments(q, tl.full([1, 1], -1.0, q[0].dtype))
 
     k_row = k_stride_n * STRIDE_UNIT
     v_row = v_stride_n * STRIDE_UNIT
@@ -167,5 +167,5 @@ def forward_kernel(
     inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)
     lse = (row_max + tl.log2(row_sum)) * LN_2
     tl.store(lse_base + queries, lse, mask=queries < query_count)
-    out = scale_segments(accumulators, inverse)
+    out = scale_segments(accumulators, inverse[:, None])
     store_segments(out_base + row * out_row, out_row, query_count - row, out, HEAD_DIM, SEGMENTS)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import head_dim_segments, load_segments, rotate_segments, store_segments
+from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 from .launch import MAX_STRIDE_UNIT, Launch, stride_arguments, stride_unit
 
 HEADS_PER_PROGRAM = 4

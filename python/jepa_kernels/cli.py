@@ -48,8 +48,12 @@ def _add_run(actions: Any) -> None:
         epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 130 interrupted (everything is saved).",
     )
     _add_selection(run)
-    run.add_argument("--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)")
-    run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
+    run.add_argument(
+        "--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)"
+    )
+    run.add_argument(
+        "--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder"
+    )
     run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
     run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")
     run.set_defaults(handler=_run)
@@ -59,7 +63,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
     suite.add_argument("--suite", type=Path, metavar="FILE.toml", help="cases and options from a file")
-    parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches"
+    )
     parser.add_argument(
         "--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches"
     )
@@ -104,6 +110,8 @@ def _suite(options: argparse.Namespace) -> Any:
         changes["providers"] = tuple(options.provider)
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
+    if getattr(options, "time_budget", None) is not None:
+        changes["time_budget_s"] = parse_duration(options.time_budget)
     return replace(chosen, **changes)
 
 
@@ -127,7 +135,6 @@ def _run(options: argparse.Namespace) -> int:
             suite=_suite(options),
             output=options.output,
             input=options.input,
-            time_budget_s=None if options.time_budget is None else parse_duration(options.time_budget),
             device=options.device,
             argv=tuple(options.argv),
         )

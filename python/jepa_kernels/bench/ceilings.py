@@ -1,4 +1,4 @@
-"""What this machine reaches in the same run: copy bandwidth and matrix-product rates, the roofs of the roofline."""
+"""What this machine reaches in the same run: copy bandwidth and matrix-product rates, the roofs of the plot."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES = 7
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Measured roofs. A rate is the fastest of a few samples: a ceiling is what can be reached, not a typical value."""
+    """Measured roofs. A rate is the fastest of a few samples: what can be reached, not what is typical."""
 
     device: str
     copy_bytes_per_s: float

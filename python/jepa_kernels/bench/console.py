@@ -13,7 +13,16 @@ from .errors import require
 from .store import Record
 
 STYLES = {"ok": "green", "inconclusive": "yellow", "failed": "bold red", "oom": "red"}
-TABLE_HEADERS = ("case", "provider", "status", "median", "vs official form", "vs fastest PyTorch", "GFLOP/s", "GB/s")
+TABLE_HEADERS = (
+    "case",
+    "provider",
+    "status",
+    "median",
+    "vs official form",
+    "vs fastest PyTorch",
+    "GFLOP/s",
+    "GB/s",
+)
 COLUMNS = (0, 1, 2, 4, 5, 6, 8)  # of summary.HEADERS
 
 
@@ -79,7 +88,10 @@ def print_table(records: Sequence[Record]) -> None:
             table.add_section()
         cells = [row.cells[i] for i in COLUMNS]
         shown = [text.Text(row.case_id if row.case_id != previous else "")]
-        shown += [text.Text(cell, style=STYLES.get(row.status, "") if i == 1 else "") for i, cell in enumerate(cells)]
+        shown += [
+            text.Text(cell, style=STYLES.get(row.status, "") if i == 1 else "")
+            for i, cell in enumerate(cells)
+        ]
         table.add_row(*shown)
         previous = row.case_id
     width = None if sys.stdout.isatty() else 160

@@ -1,7 +1,7 @@
 """The check before every timing: error against a float64 reference at most twice PyTorch's own.
 
-Both errors are taken on the same inputs, already rounded to the dtype that is measured, as the largest and the
-root-mean-square difference over each output.
+Both errors are taken on the same inputs, already rounded to the dtype that is measured, as the largest and
+the root-mean-square difference over each output.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome for one provider. Errors are the worst over all outputs, relative to the largest reference value."""
+    """Outcome for one provider. Errors are the worst over its outputs, relative to the largest reference value."""
 
     passed: bool
     max_error: float | None
@@ -47,7 +47,7 @@ def check(
     low_precision: Sequence[Tensor],
     tolerance: Tolerance,
 ) -> Check:
-    """Hold a provider's outputs against the float64 reference, by the error of PyTorch's low-precision outputs."""
+    """Hold outputs against the float64 reference, by the error of PyTorch's low-precision outputs."""
     if len(outputs) != len(reference):
         return _failed(f"{len(outputs)} outputs, the reference has {len(reference)}")
     worst: Check | None = None

@@ -16,7 +16,12 @@ def build(records: Sequence[Record], environment: dict[str, Any], run_id: str, s
     commit = environment["commit"]
     return {
         "machine_info": _machine(environment),
-        "commit_info": {"id": commit["id"], "dirty": commit["dirty"], "branch": None, "project": "jepa-kernels"},
+        "commit_info": {
+            "id": commit["id"],
+            "dirty": commit["dirty"],
+            "branch": None,
+            "project": "jepa-kernels",
+        },
         "benchmarks": [_entry(record) for record in records if record["stats"] is not None],
         "datetime": environment["datetime"],
         "version": "5.1.0",  # of the pytest-benchmark format that is followed here
@@ -52,7 +57,9 @@ def _entry(record: Record) -> dict[str, Any]:
         "fullname": name,
         "params": {"provider": record["provider"]},
         "param": record["provider"],
-        "extra_info": {"jepa": {k: v for k, v in record.items() if k != "samples"} | {"samples": _order(samples)}},
+        "extra_info": {
+            "jepa": {k: v for k, v in record.items() if k != "samples"} | {"samples": _order(samples)}
+        },
         "options": {"timer": record["clock"], "warmup": True},
         "stats": _stats(np.asarray(samples["seconds"]), samples["calls_per_sample"]),
     }

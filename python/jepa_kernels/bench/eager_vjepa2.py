@@ -129,9 +129,7 @@ class Encoder(nn.Module):
     def __init__(self, config: EagerConfig) -> None:
         super().__init__()
         self.patch_embed = PatchEmbed3D(config)
-        blocks = [
-            Block(config.dim, config.heads, config.grid, config.mlp_ratio) for _ in range(config.depth)
-        ]
+        blocks = [Block(config.dim, config.heads, config.grid, config.mlp_ratio) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(config.dim, eps=LAYER_NORM_EPS)
 
@@ -198,7 +196,8 @@ class EagerVJEPA2(nn.Module):
 
     def make_optimizer(self, lr: float, weight_decay: float) -> torch.optim.AdamW:
         """AdamW with its defaults; biases and 1-D parameters are not decayed."""
-        decayed, other = [], []
+        decayed: list[nn.Parameter] = []
+        other: list[nn.Parameter] = []
         for module in (self.encoder, self.predictor):
             for name, parameter in module.named_parameters():
                 (other if "bias" in name or parameter.ndim == 1 else decayed).append(parameter)
@@ -211,9 +210,10 @@ class EagerVJEPA2(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder."""
-        targets = list(self.target_encoder.parameters())
+        targets: list[Tensor] = list(self.target_encoder.parameters())
+        online: list[Tensor] = list(self.encoder.parameters())
         torch._foreach_mul_(targets, momentum)
-        torch._foreach_add_(targets, list(self.encoder.parameters()), alpha=1 - momentum)
+        torch._foreach_add_(targets, online, alpha=1 - momentum)
 
 
 def train_step(

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 RAPL_ROOT = Path("/sys/class/powercap")
-# NVML refreshes its counter every 10-100 ms and RAPL every 1 ms: both ends of a window are uncertain by that much.
+# NVML refreshes its counter every 10-100 ms, RAPL every 1 ms: both ends of a window are uncertain by that.
 WINDOW_S = {"nvml": 5.0, "rapl": 1.0}
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class BenchInputError(ValueError):
-    """An argument, suite file, input video or output folder cannot be used; the message says what to change."""
+    """An argument, suite file, video or output folder cannot be used; the message says what to change."""
 
 
 def require(module: str, *, extra: str = "bench") -> ModuleType:

@@ -26,16 +26,13 @@ def why_not(operators: Sequence[str], backend: str, device: torch.device) -> str
 
     What depends on the arguments is left to the call, which raises `BackendError` with the reason.
     """
+    from .. import info
     from ..ops import registry
 
     if backend == "cpu" and device.type != "cpu":
         return f"the cpu backend does not run on {device.type}"
-    if backend == "cuda" and device.type != "cuda":
-        return f"the cuda backend needs a CUDA device, this run is on {device.type}"
-    for name in operators:
-        if backend not in registry.get(name).backends:
-            return f"{name} has no {backend} kernel"
-    return None
+    reasons = (info.why_not(registry.get(name), backend, device) for name in operators)
+    return next((reason for reason in reasons if reason is not None), None)
 
 
 def kernel_providers(

@@ -167,9 +167,7 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
 
 
-def _record(
-    case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session
-) -> Record:
+def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session) -> Record:
     timed = cell.timed if cell.status == "ok" and cell.timed and cell.timed.samples else None
     record: Record = {
         "case_id": case.id,
@@ -264,6 +262,4 @@ def _energy(timed: Timed, session: Session) -> energies.EnergyReading:
         return energies.EnergyReading(None, session.meter_reason)
     if session.stop():
         return energies.EnergyReading(None, "interrupted")
-    return energies.measure_energy(
-        session.meter, timed.call, timed.context, synchronise=session.synchronise
-    )
+    return energies.measure_energy(session.meter, timed.call, timed.context, synchronise=session.synchronise)

@@ -33,7 +33,6 @@ class RunOptions:
     suite: Suite
     output: Path
     input: Path | None = None
-    time_budget_s: float | None = None
     device: str = "auto"
     argv: tuple[str, ...] = ()
 
@@ -117,7 +116,7 @@ def run(options: RunOptions) -> int:
         ceilings=ceilings,
         meter=meter,
         meter_reason=why_no_energy,
-        deadline=None if options.time_budget_s is None else begin + options.time_budget_s,
+        deadline=begin + suite.time_budget_s if suite.time_budget_s > 0 else None,
         stop=stop,
     )
     try:
@@ -137,9 +136,7 @@ def run(options: RunOptions) -> int:
     return CASE_FAILED if any(r["status"] == "failed" for r in records) else OK
 
 
-def _measure(
-    cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag
-) -> list[Record]:
+def _measure(cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag) -> list[Record]:
     """Run the cases until the end, an interrupt, or an abort; every record is stored before it is returned."""
     done: list[Record] = []
     try:

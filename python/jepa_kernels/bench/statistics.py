@@ -79,9 +79,7 @@ def summarise(samples: Sequence[float], seed: int = 0) -> Summary:
     return Summary(median, q1, q3, low, high, drift(values), int(values.size))
 
 
-def paired_ratio(
-    provider: dict[int, float], peer: dict[int, float], seed: int = 0
-) -> Ratio | None:
+def paired_ratio(provider: dict[int, float], peer: dict[int, float], seed: int = 0) -> Ratio | None:
     """Speed-up of a provider over a peer from the rounds that both completed.
 
     exp(median_r log(peer_r / provider_r)): a slow round slows both sides, so drift of the machine cancels.
@@ -91,6 +89,4 @@ def paired_ratio(
         return None
     logs = np.log([peer[r] / provider[r] for r in rounds])
     low, high = bootstrap_median(logs, seed)
-    return Ratio(
-        float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)), len(rounds)
-    )
+    return Ratio(float(np.exp(np.median(logs))), float(np.exp(low)), float(np.exp(high)), len(rounds))

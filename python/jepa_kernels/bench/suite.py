@@ -22,6 +22,7 @@ class Suite:
     providers: tuple[str, ...] = ()
     seed: int = 0
     case_budget_s: float = 60.0
+    time_budget_s: float = 0.0  # of the whole run; 0 is no limit
     energy: bool = True
     quick: bool = False
     timing: TimingOptions = field(default_factory=TimingOptions)
@@ -39,6 +40,7 @@ QUICK = Suite(
     name="quick",
     tags=("quick",),
     case_budget_s=6.0,
+    time_budget_s=240.0,
     quick=True,
     timing=TimingOptions(
         rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1

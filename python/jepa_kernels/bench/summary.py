@@ -101,7 +101,8 @@ def _row(record: Record, best: str | None) -> Row:
     else:
         against_best = MISSING
         if best is not None and best != record["provider"]:
-            against_best = f"{speed_up(record['ratios'].get(best))} {best}"
+            ratio = record["ratios"].get(best)
+            against_best = f"{_three(ratio['value'])}× {best}" if ratio else MISSING
         cells = (
             record["provider"],
             record["status"],

@@ -54,7 +54,7 @@ class WallClock:
 
 
 class DeviceEventClock:
-    """CUDA events on the current stream: device time between the first and the last call, launches included."""
+    """CUDA events on the current stream: device time from the first to the last call, launches included."""
 
     name = "device_event"
 
@@ -124,8 +124,8 @@ def interleave(
 ) -> None:
     """Measure providers in rounds; each round runs every provider once, in seeded random order.
 
-    Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the others
-    go on. Ends after `options.rounds`, or when `budget_s` seconds are spent (but not before
+    Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the
+    others go on. Ends after `options.rounds`, or when `budget_s` seconds are spent (but not before
     `options.min_rounds`, unless twice the budget is spent), or after the round in which `stop()` turns true.
     """
     order = random.Random(seed)
@@ -162,7 +162,8 @@ def _guarded(timed: Timed, action: Callable[[], None]) -> None:
 def flags(summary: Summary, ratio: Ratio | None, options: TimingOptions) -> list[str]:
     """Why a measurement is not conclusive; empty when it is.
 
-    With a peer the interval of the paired ratio decides, and drift of the machine, which cancels in it, does not.
+    With a peer the interval of the paired ratio decides, and drift of the machine, which cancels in it, does
+    not.
     """
     found = []
     if summary.rounds < options.min_rounds:

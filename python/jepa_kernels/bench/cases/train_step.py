@@ -113,7 +113,7 @@ def _work(inputs: StepInputs) -> Work:
     tokens = frames * rows * columns
     batch = shape.batch
     patch_values = 3 * shape.tubelet * shape.patch**2
-    flops = formulas.patch_embed_flops(batch * tokens, patch_values, config.dim)
+    flops: float = formulas.patch_embed_flops(batch * tokens, patch_values, config.dim)
     flops += formulas.transformer_flops(
         batch * tokens, batch * tokens**2, config.dim, config.depth, mlp_ratio=config.mlp_ratio
     )

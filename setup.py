@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parent
 # Package -> its folder. The Triton sources live at the top level, where a reader looks for kernels.
 PACKAGES = {
     "jepa_kernels": "python/jepa_kernels",
+    "jepa_kernels.bench": "python/jepa_kernels/bench",
+    "jepa_kernels.bench.cases": "python/jepa_kernels/bench/cases",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
@@ -127,7 +129,11 @@ setup(
     version=version(),
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"jepa_kernels": ["py.typed"], "jepa_kernels.kernels": ["configs/*.json"]},
+    package_data={
+        "jepa_kernels": ["py.typed"],
+        "jepa_kernels.bench": ["templates/*.j2"],
+        "jepa_kernels.kernels": ["configs/*.json"],
+    },
     # A name only: CMake decides what is built. Its presence makes the wheel specific to the platform.
     ext_modules=[Extension("jepa_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

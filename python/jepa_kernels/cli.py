@@ -48,12 +48,8 @@ def _add_run(actions: Any) -> None:
         epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 130 interrupted (everything is saved).",
     )
     _add_selection(run)
-    run.add_argument(
-        "--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)"
-    )
-    run.add_argument(
-        "--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder"
-    )
+    run.add_argument("--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)")
+    run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
     run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
     run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")
     run.set_defaults(handler=_run)
@@ -63,12 +59,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
     suite.add_argument("--suite", type=Path, metavar="FILE.toml", help="cases and options from a file")
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches"
-    )
-    parser.add_argument(
-        "--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches"
-    )
+    parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
+    parser.add_argument("--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 

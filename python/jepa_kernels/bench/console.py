@@ -48,9 +48,7 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -88,10 +86,7 @@ def print_table(records: Sequence[Record]) -> None:
             table.add_section()
         cells = [row.cells[i] for i in COLUMNS]
         shown = [text.Text(row.case_id if row.case_id != previous else "")]
-        shown += [
-            text.Text(cell, style=STYLES.get(row.status, "") if i == 1 else "")
-            for i, cell in enumerate(cells)
-        ]
+        shown += [text.Text(cell, style=STYLES.get(row.status, "") if i == 1 else "") for i, cell in enumerate(cells)]
         table.add_row(*shown)
         previous = row.case_id
     width = None if sys.stdout.isatty() else 160

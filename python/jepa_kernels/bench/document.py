@@ -57,9 +57,7 @@ def _entry(record: Record) -> dict[str, Any]:
         "fullname": name,
         "params": {"provider": record["provider"]},
         "param": record["provider"],
-        "extra_info": {
-            "jepa": {k: v for k, v in record.items() if k != "samples"} | {"samples": _order(samples)}
-        },
+        "extra_info": {"jepa": {k: v for k, v in record.items() if k != "samples"} | {"samples": _order(samples)}},
         "options": {"timer": record["clock"], "warmup": True},
         "stats": _stats(np.asarray(samples["seconds"]), samples["calls_per_sample"]),
     }

@@ -68,10 +68,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, ids: Tensor | None) -> Tensor:
         batch, tokens, dim = x.shape
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if ids is None:
-            ids = torch.arange(tokens, device=x.device)
-        else:
-            ids = ids.unsqueeze(1).repeat(1, self.heads, 1)
+        ids = torch.arange(tokens, device=x.device) if ids is None else ids.unsqueeze(1).repeat(1, self.heads, 1)
         plane, columns = self.grid[1] * self.grid[2], self.grid[2]
         positions = torch.stack([ids // plane, ids % plane // columns, ids % columns], -1)
         q, k = (rotate_queries_or_keys(part, positions).to(v.dtype) for part in (q, k))
@@ -151,9 +148,7 @@ class Predictor(nn.Module):
         self.predictor_embed = nn.Linear(config.dim, width)
         tokens = [nn.Parameter(torch.zeros(1, 1, width)) for _ in range(config.mask_tokens)]
         self.mask_tokens = nn.ParameterList(tokens)
-        blocks = [
-            Block(width, config.predictor_heads, config.grid, 4.0) for _ in range(config.predictor_depth)
-        ]
+        blocks = [Block(width, config.predictor_heads, config.grid, 4.0) for _ in range(config.predictor_depth)]
         self.predictor_blocks = nn.ModuleList(blocks)
         self.predictor_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.predictor_proj = nn.Linear(width, config.dim)

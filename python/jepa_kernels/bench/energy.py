@@ -136,12 +136,13 @@ def measure_energy(
     try:
         with context():
             synchronise()
-            before, begin, calls = meter.read(), now(), 0
-            while now() - begin < window:
+            before, begin, calls, elapsed = meter.read(), now(), 0, 0.0
+            while elapsed < window:
                 call()
                 synchronise()
                 calls += 1
-            elapsed, after = now() - begin, meter.read()
+                elapsed = now() - begin
+            after = meter.read()
         joules = meter.joules_between(before, after)
     except Exception as error:  # energy is an extra: its failure is told, and the times stand
         return EnergyReading(None, f"reading {meter.source} failed: {error}")

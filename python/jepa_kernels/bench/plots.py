@@ -84,9 +84,7 @@ def roofline(records: Sequence[Record], ceilings: dict[str, Any]) -> str | None:
 def _legend(axes: Any, operators: Sequence[str], ceilings: dict[str, Any]) -> None:
     lines = require("matplotlib.lines")
     handles = [
-        lines.Line2D(
-            [], [], color=ROOF, label=f"bf16 roof, {ceilings['bf16_flops_per_s'] * 1e-9:,.0f} GFLOP/s"
-        ),
+        lines.Line2D([], [], color=ROOF, label=f"bf16 roof, {ceilings['bf16_flops_per_s'] * 1e-9:,.0f} GFLOP/s"),
         lines.Line2D(
             [],
             [],
@@ -100,11 +98,7 @@ def _legend(axes: Any, operators: Sequence[str], ceilings: dict[str, Any]) -> No
         handles.append(lines.Line2D([], [], color=INK, marker=marker, linestyle="", label=operator))
     for name, tint in (("ours", OURS), ("our plain reference", REFERENCE), ("PyTorch", THEIRS)):
         handles.append(lines.Line2D([], [], color=tint, linewidth=5, label=name))
-    handles.append(
-        lines.Line2D(
-            [], [], color=INK, marker="o", markerfacecolor="none", linestyle="", label="hollow: fp32"
-        )
-    )
+    handles.append(lines.Line2D([], [], color=INK, marker="o", markerfacecolor="none", linestyle="", label="hollow: fp32"))
     axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
@@ -146,9 +140,7 @@ def _ratio_axis(axes: Any, ratios: Sequence[dict[str, float]]) -> None:
     low = min(0.8, *(r["ci_low"] for r in ratios)) / 1.15
     high = max(1.25, *(r["ci_high"] for r in ratios)) * 1.15
     axes.set_xlim(low, high)
-    wanted = [
-        v for v in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= v <= high
-    ]
+    wanted = [v for v in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if low <= v <= high]
     axes.set_xticks(wanted, [f"{v:g}×" for v in wanted])
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.set_xlabel("times as fast as the official form (right of 1× is faster)")

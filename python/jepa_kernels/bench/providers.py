@@ -51,8 +51,6 @@ def kernel_providers(
         def supports(_inputs: Any) -> str | None:
             return why_not(names, name, device)
 
-        return Provider(
-            PREFIX + name, run, supports=supports, context=partial(backends.backend, name), **options
-        )
+        return Provider(PREFIX + name, run, supports=supports, context=partial(backends.backend, name), **options)
 
     return [provider(name) for name in backend_names()]

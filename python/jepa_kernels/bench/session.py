@@ -89,7 +89,7 @@ def run(options: RunOptions) -> int:
 
     Raises `BenchInputError`, before anything is measured, for input that cannot be used.
     """
-    for package in ("rich", "matplotlib", "jinja2"):  # ask now, not after minutes of measuring
+    for package in ("rich", "matplotlib", "jinja2", "scipy"):  # ask now, not after minutes of measuring
         require(package)
     begin = time.perf_counter()
     device, suite = choose_device(options.device), options.suite

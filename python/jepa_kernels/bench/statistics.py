@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import require
+
 Floats = NDArray[np.float64]
 
 CONFIDENCE = 0.95
@@ -48,16 +50,26 @@ class Ratio:
 
 
 def bootstrap_median(samples: Floats, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median.
+    """Expanded percentile bootstrap interval of the median.
 
-    The median rather than the mean: one preempted round on a shared machine must not move the result.
+    The median rather than the mean: one preempted round on a shared machine must not move the result. The plain
+    percentile interval of n samples is too narrow by about sqrt((n - 1) / n) and a normal for a t quantile, so its
+    tail is taken further out. Source: Hesterberg, The American Statistician 69 (2015), section 5.3.
     """
+    if samples.size == 1:
+        return float(samples[0]), float(samples[0])
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, samples.size, size=(RESAMPLES, samples.size))
     medians = np.median(samples[drawn], axis=1)
-    tail = (1 - CONFIDENCE) / 2
+    tail = _expanded_tail(samples.size)
     low, high = np.quantile(medians, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def _expanded_tail(size: int) -> float:
+    stats = require("scipy.stats")
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, size - 1)
+    return float(stats.norm.cdf(-quantile * (size / (size - 1)) ** 0.5))
 
 
 def drift(samples: Floats) -> float:

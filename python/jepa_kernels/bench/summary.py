@@ -79,11 +79,7 @@ def _three(value: float) -> str:
 
 def fastest_torch(records: Sequence[Record], case_id: str) -> str | None:
     """Name of the PyTorch form with the lowest median in a case."""
-    timed = [
-        r
-        for r in records
-        if r["case_id"] == case_id and r["provider"].startswith("torch-") and r["stats"] is not None
-    ]
+    timed = [r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and r["stats"] is not None]
     return min(timed, key=lambda r: r["stats"]["median"])["provider"] if timed else None
 
 
@@ -117,9 +113,7 @@ def _row(record: Record, best: str | None) -> Row:
             MISSING if energy["joules_per_call"] is None else joules(energy["joules_per_call"]),
         )
     note = "; ".join(record["flags"]) if stats is not None else (record["error"] or "")
-    return Row(
-        record["case_id"], record["operator"], record["provider"], record["status"], cells, note, is_peer
-    )
+    return Row(record["case_id"], record["operator"], record["provider"], record["status"], cells, note, is_peer)
 
 
 def energy_note(records: Sequence[Record]) -> str | None:

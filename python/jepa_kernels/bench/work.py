@@ -13,9 +13,7 @@ def patch_embed_flops(tokens: int, patch_values: int, dim: int) -> int:
     return 2 * tokens * patch_values * dim
 
 
-def patch_embed_bytes(
-    tokens: int, patch_values: int, dim: int, *, pixel_bytes: int, weight_bytes: int, out_bytes: int
-) -> int:
+def patch_embed_bytes(tokens: int, patch_values: int, dim: int, *, pixel_bytes: int, weight_bytes: int, out_bytes: int) -> int:
     """Pixels of the kept patches + weight and bias + output."""
     pixels = tokens * patch_values * pixel_bytes
     return pixels + (patch_values + 1) * dim * weight_bytes + tokens * dim * out_bytes
@@ -26,9 +24,7 @@ def attention_flops(visible_pairs: int, heads: int, head_dim: int, *, backward: 
     return 4 * head_dim * visible_pairs * heads * (3.5 if backward else 1)
 
 
-def attention_bytes(
-    tokens: int, heads: int, head_dim: int, *, value_bytes: int, backward: bool = False
-) -> int:
+def attention_bytes(tokens: int, heads: int, head_dim: int, *, value_bytes: int, backward: bool = False) -> int:
     """Q + K + V + O + fp32 log-sum-exp; backward reads them and dO again and writes dQ, dK, dV."""
     rows = tokens * heads
     forward = rows * (4 * head_dim * value_bytes + 4)
@@ -55,9 +51,7 @@ def ema_bytes(elements: int, *, online_bytes: int = 4, target_bytes: int = 4) ->
     return elements * (2 * target_bytes + online_bytes)
 
 
-def transformer_flops(
-    tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False
-) -> float:
+def transformer_flops(tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False) -> float:
     """Blocks of attention and MLP: (8 + 4r) * tokens * D^2 + 4 * pairs * D per layer; backward doubles the linear
     layers and costs 2.5 times the attention products."""
     linear = (8 + 4 * mlp_ratio) * tokens * dim * dim

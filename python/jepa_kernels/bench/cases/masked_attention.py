@@ -154,10 +154,7 @@ def _padded(inputs: AttentionInputs) -> AttentionInputs:
     parts = inputs.qkv.detach().split(list(lengths))
     padded = torch.stack([functional.pad(p, (0, 0) * 3 + (0, longest - p.shape[0])) for p in parts])
     upstream = torch.stack(
-        [
-            functional.pad(p, (0, 0) * 2 + (0, longest - p.shape[0]))
-            for p in inputs.upstream.split(list(lengths))
-        ]
+        [functional.pad(p, (0, 0) * 2 + (0, longest - p.shape[0])) for p in inputs.upstream.split(list(lengths))]
     ).transpose(1, 2)
     valid = torch.arange(longest)[None, :] < torch.tensor(lengths)[:, None]
     mask = valid[:, None, None, :].to(padded.device)

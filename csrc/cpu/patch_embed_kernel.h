@@ -18,28 +18,44 @@ inline void normalise_run_strided(const Pixel* src, int64_t stride, Out* dst, in
 }
 
 template <typename Pixel, typename Out>
-inline void pack_run(const PatchGrid& g, const Pixel* src, Out* dst, double mean, double inv_std) {
+inline void pack_run(const PatchGrid& g, const Pixel* src, Out* dst, double mean, double inv_std, bool spill) {
   constexpr bool kDouble = std::is_same<Out, double>::value;
   using A = typename std::conditional<kDouble, double, float>::type;
   if constexpr (!kDouble && !std::is_same<Pixel, double>::value) {
-    if (g.stride_w == 1) return normalise_run(src, dst, g.patch_w, static_cast<float>(mean), static_cast<float>(inv_std));
+    if (g.stride_w == 1) return normalise_run(src, dst, g.patch_w, static_cast<float>(mean), static_cast<float>(inv_std), spill);
   }
   normalise_run_strided<Pixel, Out, A>(src, g.stride_w, dst, g.patch_w, static_cast<A>(mean), static_cast<A>(inv_std));
 }
 
+// Whether a run of `width` at `offset` may spill over: what follows within `size` is written later, and is longer than a spill.
+inline bool can_spill(int64_t offset, int64_t width, int64_t size) { return offset + width + 16 <= size; }
+
 template <typename Pixel, typename Out>
 void pack_rows_typed(const PackTask& task, int64_t begin, int64_t end) {
   const PatchGrid& g = task.grid;
-  const int64_t channel_step = g.patch_t * g.patch_h * g.patch_w;
+  const int64_t row_size = g.row_size();
+  const auto origin = [&](int64_t row) {
+    return static_cast<const Pixel*>(task.pixels) + g.origin(task.rows != nullptr ? task.rows[row] : task.first_row + row);
+  };
+  const Pixel* next = begin < end ? origin(begin) : nullptr;
   for (int64_t row = begin; row < end; ++row) {
-    const Pixel* patch = static_cast<const Pixel*>(task.pixels) + g.origin(task.rows ? task.rows[row] : task.first_row + row);
-    Out* out = static_cast<Out*>(task.out) + row * task.out_stride;
+    const Pixel* patch = next;
+    // A patch touches a new line every few bytes, a pattern that hardware prefetchers give up on: ask for the next patch's lines.
+    if (row + 1 < end) next = origin(row + 1);
+    const int64_t ahead = next - patch;
+    Out* const row_start = static_cast<Out*>(task.out) + row * task.out_stride;
+    Out* out = row_start;
 #if defined(__AVX2__)
     if constexpr (std::is_same<Pixel, uint8_t>::value && !std::is_same<Out, double>::value) {
       if (g.channels == 3 && g.stride_c == 1 && g.stride_w == 3) {  // decoder order
+        const int64_t channel_step = g.patch_t * g.patch_h * g.patch_w;
         for (int64_t t = 0; t < g.patch_t; ++t)
-          for (int64_t y = 0; y < g.patch_h; ++y, out += g.patch_w)
-            normalise_run_rgb(patch + t * g.stride_t + y * g.stride_h, out, channel_step, g.patch_w, task.mean, task.inv_std);
+          for (int64_t y = 0; y < g.patch_h; ++y, out += g.patch_w) {
+            const Pixel* run = patch + t * g.stride_t + y * g.stride_h;
+            __builtin_prefetch(run + ahead);
+            const bool spill = can_spill(out - row_start, g.patch_w, channel_step);
+            normalise_run_rgb(run, out, channel_step, g.patch_w, task.mean, task.inv_std, spill);
+          }
         continue;
       }
     }
@@ -47,7 +63,11 @@ void pack_rows_typed(const PackTask& task, int64_t begin, int64_t end) {
     for (int64_t c = 0; c < g.channels; ++c)
       for (int64_t t = 0; t < g.patch_t; ++t) {
         const Pixel* frame = patch + c * g.stride_c + t * g.stride_t;
-        for (int64_t y = 0; y < g.patch_h; ++y, out += g.patch_w) pack_run(g, frame + y * g.stride_h, out, task.mean[c], task.inv_std[c]);
+        for (int64_t y = 0; y < g.patch_h; ++y, out += g.patch_w) {
+          const Pixel* run = frame + y * g.stride_h;
+          __builtin_prefetch(run + ahead);
+          pack_run(g, run, out, task.mean[c], task.inv_std[c], can_spill(out - row_start, g.patch_w, row_size));
+        }
       }
   }
 }

@@ -1,0 +1,37 @@
+// Python module jepa_kernels._cuda: the CUDA kernels. It imports without a driver; the first launch then fails with the runtime's reason.
+#include <pybind11/pybind11.h>
+
+#include "jepa/ema_update_cuda.h"
+#include "tensor_view_caster.h"
+
+namespace py = pybind11;
+
+namespace {
+
+void ema_update(const jepa::TensorView& table, const jepa::TensorView& chunks, int target_dtype, int online_dtype, int shadow_dtype,
+                bool aligned, double weight, bool stochastic_rounding, uint64_t seed, int chunk, uintptr_t stream) {
+  jepa::check_view(table, "table");
+  jepa::check_view(chunks, "chunks");
+  jepa::check_dtype(table, jepa::DType::kInt64, "table");
+  jepa::check_dtype(chunks, jepa::DType::kInt32, "chunks");
+  jepa::check_ndim(table, 2, "table");
+  jepa::check_ndim(chunks, 2, "chunks");
+  jepa::check_size(table, 1, 5, "table");
+  jepa::check_size(chunks, 1, 2, "chunks");
+  if (!table.is_contiguous() || !chunks.is_contiguous()) jepa::fail("ema_update: table and chunks must be contiguous");
+  if (chunk <= 0 || chunk % 8 != 0) jepa::fail("ema_update: chunk must be a positive multiple of 8, got " + std::to_string(chunk));
+  const jepa::EmaPlan plan{table.as<const int64_t>(), chunks.as<const int32_t>(), chunks.sizes[0], chunk,
+                           static_cast<jepa::DType>(target_dtype), static_cast<jepa::DType>(online_dtype), shadow_dtype, aligned};
+  const jepa::EmaStep step{weight, stochastic_rounding, seed};
+  py::gil_scoped_release unlocked;
+  jepa::ema_update_cuda(plan, step, reinterpret_cast<void*>(stream));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "CUDA kernels of jepa_kernels. Tensors come as addresses; jepa_kernels.ops is the public way in.";
+  m.def("ema_update", &ema_update, py::arg("table"), py::arg("chunks"), py::arg("target_dtype"), py::arg("online_dtype"),
+        py::arg("shadow_dtype"), py::arg("aligned"), py::arg("weight"), py::arg("stochastic_rounding"), py::arg("seed"), py::arg("chunk"),
+        py::arg("stream"));
+}

@@ -1,0 +1,1 @@
+"""Triton device code and plain launchers, one file an operator. Importing this package does not import triton."""

@@ -1,0 +1,142 @@
+"""`ema_update_`: the momentum update of a target encoder, all tensors in one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ops.ema_update import ema_update_ as _operator
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_SHADOWS = (torch.bfloat16, torch.float16)
+
+
+def ema_update_(
+    targets: Sequence[Tensor],
+    online: Sequence[Tensor],
+    momentum: float,
+    *,
+    shadows: Sequence[Tensor] | None = None,
+    stochastic_rounding: bool = False,
+    seed: int | None = None,
+) -> None:
+    """Moves every target towards its online tensor, in place, in one launch.
+
+    Formula: `target <- momentum * target + (1 - momentum) * online`, computed as torch.lerp does: with w = 1 - momentum and
+    d = online - target, `fma(w, d, target)` where w < 0.5, otherwise `fma(w - 1, d, online)`.
+
+    Shapes: `targets[i]`, `online[i]` and `shadows[i]` have one shape, any. Lists are of one length; an empty list does nothing.
+
+    Dtypes: float32, float64, bfloat16, float16, mixed at will; the sum is computed in float32 (float64 for float64 targets) and
+    rounded once to the target's dtype. `shadows` are bfloat16 or float16 copies of the updated target, rounded to nearest from
+    the unrounded value, for running the target encoder without casts.
+
+    Args:
+        targets: tensors of the target encoder, updated in place; must not require grad.
+        online: tensors of the online encoder, in the same order.
+        momentum: share of the target that stays, in [0, 1].
+        shadows: low-precision copies to write, or None.
+        stochastic_rounding: round bfloat16 targets up or down at random so that the expectation is exact. To nearest, a bfloat16
+            target at momentum 0.999 freezes: the step is below half a unit in its last place. Targets of other dtypes are not affected.
+        seed: key of the random bits (Philox4x32-10, counter = place in the list and element): one seed gives the same bits on
+            every backend. None draws one from torch's default generator. Pass another seed at every step.
+
+    Raises:
+        ValueError: lengths, shapes or devices differ, momentum is outside [0, 1] or NaN, a target requires grad or shares memory
+            with its online tensor.
+        TypeError: an element that is not a tensor, or a dtype outside the lists above.
+
+    Cost: 12 bytes and 2 FLOPs an element in float32, plus 2 bytes with a shadow; 6 bytes all in bfloat16.
+
+    Deterministic: yes, bit for bit, on every backend.
+
+    Source: momentum encoder of He et al., MoCo (2020), as I-JEPA and V-JEPA use it.
+
+    Example:
+        >>> import torch, jepa_kernels as jk
+        >>> target, online = torch.zeros(2), torch.ones(2)
+        >>> jk.ema_update_([target], [online], momentum=0.75)
+        >>> target
+        tensor([0.2500, 0.2500])
+    """
+    arguments = prepare(targets, online, momentum, shadows=shadows, stochastic_rounding=stochastic_rounding, seed=seed)
+    with torch.no_grad():
+        _operator(**arguments)
+
+
+def prepare(
+    targets: Sequence[Tensor],
+    online: Sequence[Tensor],
+    momentum: float,
+    *,
+    shadows: Sequence[Tensor] | None = None,
+    stochastic_rounding: bool = False,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Checks the call and returns the operator's arguments; nothing is changed before everything is checked."""
+    targets, online, shadows = list(targets), list(online), list(shadows or ())
+    if not (isinstance(momentum, int | float) and 0.0 <= momentum <= 1.0):  # false for NaN, too
+        raise ValueError(f"ema_update_: momentum must lie in [0, 1], got {momentum}")
+    if len(online) != len(targets):
+        raise ValueError(f"ema_update_: {len(targets)} targets but {len(online)} online tensors; pass one for each")
+    if shadows and len(shadows) != len(targets):
+        raise ValueError(f"ema_update_: {len(targets)} targets but {len(shadows)} shadows; pass one for each, or None")
+    for index, (target, source) in enumerate(zip(targets, online, strict=True)):
+        _check_pair(index, target, source, targets[0])
+        if shadows:
+            _check_shadow(index, shadows[index], target)
+    if stochastic_rounding and seed is None:
+        seed = int(torch.randint(2**62, ()))
+    return {
+        "targets": targets,
+        "online": online,
+        "shadows": shadows,
+        "momentum": float(momentum),
+        "stochastic_rounding": stochastic_rounding,
+        "seed": _checked_seed(seed),
+    }
+
+
+def _checked_seed(seed: int | None) -> int:
+    if seed is None:
+        return 0
+    if not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise ValueError(f"ema_update_: seed must be an integer in [0, 2**63), got {seed}")
+    return seed
+
+
+def _check_pair(index: int, target: Tensor, source: Tensor, first: Tensor) -> None:
+    for name, tensor in (("target", target), ("online", source)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"ema_update_: {name} {index} is {type(tensor).__name__}, not a tensor")
+        if tensor.dtype not in _FLOATS:
+            raise TypeError(f"ema_update_: {name} {index} has dtype {tensor.dtype}; convert it to one of {_names(_FLOATS)}")
+        if tensor.device != first.device:
+            raise ValueError(f"ema_update_: {name} {index} is on {tensor.device}, target 0 on {first.device}; move them together")
+    if target.shape != source.shape:
+        raise ValueError(
+            f"ema_update_: target {index} has shape {tuple(target.shape)}, its online tensor {tuple(source.shape)}"
+        )
+    if target.requires_grad:
+        raise ValueError(f"ema_update_: target {index} requires grad; call requires_grad_(False) on the target encoder")
+    if not torch.compiler.is_compiling() and target.numel() and target.data_ptr() == source.data_ptr():
+        raise ValueError(f"ema_update_: target {index} shares memory with its online tensor; make the target a copy")
+
+
+def _check_shadow(index: int, shadow: Tensor, target: Tensor) -> None:
+    if not isinstance(shadow, Tensor) or shadow.dtype not in _SHADOWS:
+        found = shadow.dtype if isinstance(shadow, Tensor) else type(shadow).__name__
+        raise TypeError(f"ema_update_: shadow {index} is {found}; make it a tensor of {_names(_SHADOWS)}")
+    if shadow.shape != target.shape or shadow.device != target.device:
+        raise ValueError(
+            f"ema_update_: shadow {index} has shape {tuple(shadow.shape)} on {shadow.device}, its target {tuple(target.shape)} on "
+            f"{target.device}"
+        )
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -1,0 +1,1 @@
+"""Operators: schema, fake, autograd and backends. One file an operator; `registry` lists them."""

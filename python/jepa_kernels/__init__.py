@@ -10,9 +10,11 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported on first use, so that `import jepa_kernels` costs little beyond torch.
 _EXPORTS = {
     "BackendError": "backends",
+    "RaggedIds": "ragged",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
+    "patch_embed": "functional.patch_embed",
 }
 _SUBMODULES = ("backends", "hardware", "reference")
 
@@ -21,15 +23,19 @@ if TYPE_CHECKING:
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .functional.patch_embed import patch_embed
+    from .ragged import RaggedIds
 
 __all__ = [
     "BackendError",
+    "RaggedIds",
     "__version__",
     "backend",
     "backends",
     "ema_update_",
     "explain",
     "hardware",
+    "patch_embed",
     "reference",
 ]
 

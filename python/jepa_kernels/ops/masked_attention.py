@@ -253,8 +253,10 @@ def _restore(ctx: Any) -> tuple[tuple[Tensor, ...], list[Any]]:
     return saved[: ctx.leading + 2], extras
 
 
-def _differentiate(ctx: Any, dout: Tensor, _: None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, _: None) -> tuple[Any, ...]:
     tensors, extras = _restore(ctx)
+    if dout is None:
+        return (None,) * (ctx.leading + len(extras))
     backward = masked_attention_backward if ctx.leading == 3 else masked_attention_packed_backward
     with backends.backend(ctx.backend):
         gradients = backward(dout, *tensors, *extras)

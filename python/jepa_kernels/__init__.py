@@ -14,20 +14,22 @@ _EXPORTS = {
     "KeyPadding": "attention_masks",
     "Ragged": "attention_masks",
     "Rope3D": "rope",
+    "apply_masks": "masks",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
     "masked_attention": "functional.masked_attention",
 }
-_SUBMODULES = ("backends", "hardware", "reference")
+_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, hardware, reference
+    from . import backends, data, hardware, masks, models, nn, reference
     from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
     from .functional.masked_attention import masked_attention
+    from .masks import apply_masks
     from .rope import Rope3D
 
 __all__ = [
@@ -37,12 +39,17 @@ __all__ = [
     "Ragged",
     "Rope3D",
     "__version__",
+    "apply_masks",
     "backend",
     "backends",
+    "data",
     "ema_update_",
     "explain",
     "hardware",
     "masked_attention",
+    "masks",
+    "models",
+    "nn",
     "reference",
 ]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from conftest import backend_parameters, instruction_set, instruction_sets
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,27 +19,20 @@ OPERATOR = registry.get("masked_attention")
 NO_EXTRAS = Extras(None, None, None, 0, 0, 0, None, None, None, None, 1.0)
 
 
-def device_of(name: str) -> str:
-    return "cuda" if name in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
-
-
-def require(name: str, dtype: torch.dtype, device: str) -> None:
-    x = torch.zeros(1, 1, 1, 8, dtype=dtype, device=device)
-    reason = OPERATOR.backends[name].supports(x, x, x, *NO_EXTRAS)
+def require(place: tuple[str, str], dtype: torch.dtype) -> None:
+    x = torch.zeros(1, 1, 1, 8, dtype=dtype, device=place[0])
+    implementation = OPERATOR.backends.get(place[1])
+    reason = implementation.supports(x, x, x, *NO_EXTRAS) if implementation else f"no {place[1]} kernel"
     if reason is not None:
         pytest.skip(reason)
 
 
-@pytest.fixture(params=list(OPERATOR.backends))
-def name(request):
-    require(request.param, torch.float32, device_of(request.param))
-    with jk.backend(request.param):
+@pytest.fixture(params=backend_parameters())
+def place(request):
+    """(device, backend), the backend forced."""
+    require(request.param, torch.float32)
+    with jk.backend(request.param[1]):
         yield request.param
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def rotated(x: Tensor, positions: Tensor, adjacent_share_angle: bool) -> Tensor:
@@ -87,8 +81,8 @@ def compare(actual: Tensor, expected: Tensor, inputs: list[Tensor], tolerance: f
 
 @pytest.mark.parametrize("batched", [False, True], ids=["shared", "batched"])
 @pytest.mark.parametrize("head_dim", [24, 32, 64, 80, 88])
-def test_vjepa2_rope_equals_definition(name, head_dim, batched):
-    q, k, v = leaves(*[(2, 2, 37, head_dim)] * 3, device=device_of(name))
+def test_vjepa2_rope_equals_definition(place, head_dim, batched):
+    q, k, v = leaves(*[(2, 2, 37, head_dim)] * 3, device=place[0])
     ids = torch.stack([torch.randperm(128)[:37].sort().values for _ in range(2)]).to(q.device)
     rope = jk.Rope3D.from_ids(ids if batched else ids[0], grid=(4, 4))
     actual = jk.masked_attention(q, k, v, rope=rope)
@@ -98,8 +92,8 @@ def test_vjepa2_rope_equals_definition(name, head_dim, batched):
         compare(actual, true_rotation, [q, k, v])
 
 
-def test_rotation_convention_equals_a_true_rotation(name):
-    q, k, v = leaves(*[(1, 2, 20, 32)] * 3, device=device_of(name))
+def test_rotation_convention_equals_a_true_rotation(place):
+    q, k, v = leaves(*[(1, 2, 20, 32)] * 3, device=place[0])
     rope = jk.Rope3D.from_ids(torch.arange(20, device=q.device), grid=(2, 2), convention="rotation")
     right = defined(q, k, v, positions=rope.positions, adjacent_share_angle=True)
     compare(jk.masked_attention(q, k, v, rope=rope), right, [q, k, v])
@@ -138,9 +132,9 @@ def on_device(mask, device):
 
 
 @pytest.mark.parametrize(("kind", "Nq", "Nk"), CASES)
-def test_masks_equal_dense(name, kind, Nq, Nk):
+def test_masks_equal_dense(place, kind, Nq, Nk):
     mask = MASKS[kind](4, 2, Nq, Nk)
-    device = device_of(name)
+    device = place[0]
     q, k, v = leaves((4, 2, Nq, 24), (4, 2, Nk, 24), (4, 2, Nk, 24), device=device)
     right = defined(q, k, v, dense=dense_of(mask, Nq, Nk).to(device))
     compare(jk.masked_attention(q, k, v, mask=on_device(mask, device)), right, [q, k, v])
@@ -148,8 +142,8 @@ def test_masks_equal_dense(name, kind, Nq, Nk):
 
 @pytest.mark.parametrize("lengths", [[5, 0, 64, 1, 33], [130], [0, 0, 3]], ids=str)
 @pytest.mark.parametrize("packed", [False, True], ids=["separate", "packed"])
-def test_ragged_equals_block_diagonal(name, lengths, packed):
-    total, device = sum(lengths), device_of(name)
+def test_ragged_equals_block_diagonal(place, lengths, packed):
+    total, device = sum(lengths), place[0]
     mask = jk.Ragged.from_lengths(lengths, device=device)
     rope = jk.Rope3D(torch.randint(0, 9, (total, 3)).float().to(device))
     (qkv,) = leaves((total, 3, 2, 32), device=device)
@@ -161,8 +155,8 @@ def test_ragged_equals_block_diagonal(name, lengths, packed):
     compare(actual, right[0].transpose(0, 1), [qkv])
 
 
-def test_packed_equals_separate_bit_for_bit(name):
-    (qkv,) = leaves((2, 42, 3, 2, 24), device=device_of(name))
+def test_packed_equals_separate_bit_for_bit(place):
+    (qkv,) = leaves((2, 42, 3, 2, 24), device=place[0])
     q, k, v = qkv.detach().permute(2, 0, 3, 1, 4).unbind(0)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     rope = jk.Rope3D.from_ids(torch.arange(42, device=q.device), grid=(2, 3))
@@ -176,8 +170,8 @@ def test_packed_equals_separate_bit_for_bit(name):
     assert torch.equal(dqkv.permute(2, 0, 3, 1, 4), torch.stack(grads))
 
 
-def test_cross_attention_with_query_positions(name):
-    device = device_of(name)
+def test_cross_attention_with_query_positions(place):
+    device = place[0]
     q, k, v = leaves((2, 2, 12, 32), (2, 2, 30, 32), (2, 2, 30, 32), device=device)
     positions = torch.randint(0, 6, (30, 3)).float().to(device)
     rope = jk.Rope3D(positions, query_positions=positions[18:])
@@ -187,13 +181,13 @@ def test_cross_attention_with_query_positions(name):
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, -1.0])
-def test_scale(name, scale):
-    q, k, v = leaves(*[(1, 2, 9, 24)] * 3, device=device_of(name))
+def test_scale(place, scale):
+    q, k, v = leaves(*[(1, 2, 9, 24)] * 3, device=place[0])
     compare(jk.masked_attention(q, k, v, scale=scale), defined(q, k, v, scale=scale), [q, k, v])
 
 
-def test_views_of_any_strides(name):
-    device = device_of(name)
+def test_views_of_any_strides(place):
+    device = place[0]
     wide = leaves((2, 21, 2, 48), (2, 21, 2, 48), (1, 21, 1, 48), device=device)
     q = wide[0].transpose(1, 2)[..., ::2]  # channels two apart
     k = wide[1][..., 24:].transpose(1, 2)  # an offset
@@ -204,23 +198,23 @@ def test_views_of_any_strides(name):
         torch.testing.assert_close(ours, right.float(), atol=1e-5, rtol=1e-5)
 
 
-def test_heads_merge_without_a_copy(name):
-    q, k, v = leaves(*[(2, 3, 9, 24)] * 3, device=device_of(name))
+def test_heads_merge_without_a_copy(place):
+    q, k, v = leaves(*[(2, 3, 9, 24)] * 3, device=place[0])
     out = jk.masked_attention(q, k, v)
     assert out.transpose(1, 2).reshape(2, 9, 72).data_ptr() == out.data_ptr()
 
 
 @pytest.mark.parametrize(("Nq", "Nk", "batch"), [(0, 5, 2), (5, 0, 2), (0, 0, 2), (5, 5, 0)])
-def test_empty_inputs(name, Nq, Nk, batch):
-    q, k, v = leaves((batch, 2, Nq, 24), (batch, 2, Nk, 24), (batch, 2, Nk, 24), device=device_of(name))
+def test_empty_inputs(place, Nq, Nk, batch):
+    q, k, v = leaves((batch, 2, Nq, 24), (batch, 2, Nk, 24), (batch, 2, Nk, 24), device=place[0])
     out = jk.masked_attention(q, k, v)
     assert torch.equal(out, torch.zeros(batch, 2, Nq, 24, device=q.device))
     for gradient, x in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
         assert torch.equal(gradient, torch.zeros_like(x))
 
 
-def test_fully_masked_rows_give_zeros(name):
-    q, k, v = leaves(*[(2, 2, 70, 32)] * 3, device=device_of(name))
+def test_fully_masked_rows_give_zeros(place):
+    q, k, v = leaves(*[(2, 2, 70, 32)] * 3, device=place[0])
     mask = torch.ones(70, 70, dtype=torch.bool, device=q.device)
     mask[3], mask[64:] = False, False
     out = jk.masked_attention(q, k, v, mask=mask)
@@ -235,8 +229,8 @@ def test_fully_masked_rows_give_zeros(name):
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("kind", ["key_padding", "bool"])
-def test_unseen_keys_never_matter(name, kind, poison):
-    device = device_of(name)
+def test_unseen_keys_never_matter(place, kind, poison):
+    device = place[0]
     clean = leaves(*[(2, 2, 70, 32)] * 3, device=device)
     lengths = torch.tensor([0, 41], device=device)
     mask = jk.KeyPadding(lengths) if kind == "key_padding" else jk.KeyPadding(lengths).to_dense(70)
@@ -253,9 +247,9 @@ def test_unseen_keys_never_matter(name, kind, poison):
 @pytest.mark.parametrize("rope", [False, True], ids=["plain", "rope"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("head_dim", [24, 64, 88])
-def test_error_is_at_most_twice_pytorchs(name, dtype, head_dim, rope):
-    device = device_of(name)
-    require(name, dtype, device)
+def test_error_is_at_most_twice_pytorchs(place, dtype, head_dim, rope):
+    device = place[0]
+    require(place, dtype)
     inputs = leaves(*[(2, 3, 138, head_dim)] * 3, dtype=dtype, device=device)
     embedding = jk.Rope3D.from_ids(torch.arange(138, device=device), grid=(4, 4)) if rope else None
     positions = embedding.positions if rope else None
@@ -276,12 +270,11 @@ def test_error_is_at_most_twice_pytorchs(name, dtype, head_dim, rope):
         assert error.square().mean().sqrt() <= 2 * allowed.square().mean().sqrt(), label
 
 
-@settings(max_examples=30, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("backend", list(OPERATOR.backends))
-def test_any_shape(backend, data):
-    device = device_of(backend)
-    require(backend, torch.float32, device)
+@pytest.mark.parametrize("place", backend_parameters())
+def test_any_shape(place, data):
+    device = place[0]
+    require(place, torch.float32)
     batch, heads = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     frame, frames, more = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 2))
     head_dim = 2 * data.draw(st.integers(1, 66))
@@ -296,12 +289,22 @@ def test_any_shape(backend, data):
     elif kind == "frames":
         mask = jk.FrameCausal(frame, query_frame_offset=more)
     right = defined(q, k, v, dense=None if mask is None else dense_of(mask, Nq, Nk).to(device))
-    with jk.backend(backend):
+    with jk.backend(place[1]):
         compare(jk.masked_attention(q, k, v, mask=on_device(mask, device)), right, [q, k, v], tolerance=2e-5)
 
 
-def test_repeated_runs_and_thread_counts_agree_bit_for_bit(name):
-    q, k, v = leaves(*[(2, 3, 133, 64)] * 3, device=device_of(name))
+@pytest.mark.parametrize("level", instruction_sets())
+def test_every_instruction_set(level):
+    q, k, v = leaves(*[(2, 2, 70, 88)] * 3)
+    rope = jk.Rope3D.from_ids(torch.arange(70), grid=(1, 7))
+    mask = jk.FrameCausal(7)
+    right = defined(q, k, v, dense=mask.to_dense(70, 70), positions=rope.positions)
+    with instruction_set(level), jk.backend("cpu"):
+        compare(jk.masked_attention(q, k, v, mask=mask, rope=rope), right, [q, k, v])
+
+
+def test_repeated_runs_and_thread_counts_agree_bit_for_bit(place):
+    q, k, v = leaves(*[(2, 3, 133, 64)] * 3, device=place[0])
     rope = jk.Rope3D.from_ids(torch.arange(133, device=q.device), grid=(1, 7))
     dout = torch.randn_like(q)
 
@@ -310,7 +313,7 @@ def test_repeated_runs_and_thread_counts_agree_bit_for_bit(name):
         return [out, *torch.autograd.grad(out, (q, k, v), dout)]
 
     runs = [run(), run()]
-    if name == "cpu":
+    if place[1] == "cpu":
         threads = torch.get_num_threads()
         try:
             for count in (1, 2):
@@ -331,8 +334,8 @@ def poisoned(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) 
 
 
 @pytest.mark.parametrize("extras", ["none", "bool", "lengths", "frames", "ragged"])
-def test_every_element_is_written_and_nothing_else(name, extras):
-    device, shape = device_of(name), (1 if extras == "ragged" else 2, 2, 66, 24)
+def test_every_element_is_written_and_nothing_else(place, extras):
+    device, shape = place[0], (1 if extras == "ragged" else 2, 2, 66, 24)
     q, k, v, dout = (x.detach() for x in leaves(*[shape] * 4, device=device))
     given_extras = {
         "none": NO_EXTRAS,
@@ -341,7 +344,7 @@ def test_every_element_is_written_and_nothing_else(name, extras):
         "frames": NO_EXTRAS._replace(tokens_per_frame=11),
         "ragged": NO_EXTRAS._replace(cu_seqlens=torch.tensor([0, 1, 1, 66], dtype=torch.int32, device=device), max_seqlen=65),
     }[extras]
-    functions = OPERATOR.backends[name].functions
+    functions = OPERATOR.backends[place[1]].functions
     out, out_storage = poisoned(shape, torch.float32, device)
     lse = torch.full(shape[:3], float("nan"), device=device)
     functions["forward"](q, k, v, out, lse, given_extras)
@@ -353,22 +356,22 @@ def test_every_element_is_written_and_nothing_else(name, extras):
         assert storage.isnan().sum() == storage.numel() - written.numel()
 
 
-def test_lse_is_the_logarithm_of_the_sum(name):
-    q, k, v = (x.detach() for x in leaves(*[(1, 2, 40, 32)] * 3, device=device_of(name)))
+def test_lse_is_the_logarithm_of_the_sum(place):
+    q, k, v = (x.detach() for x in leaves(*[(1, 2, 40, 32)] * 3, device=place[0]))
     arguments = dict(zip(("q", "k", "v"), (q, k, v), strict=True)) | NO_EXTRAS._asdict() | {"scale": 0.5}
     _, lse = torch.ops.jepa_kernels.masked_attention(**arguments)
     torch.testing.assert_close(lse, (0.5 * q @ k.transpose(-2, -1)).logsumexp(-1), atol=1e-5, rtol=1e-5)
     assert lse.dtype == torch.float32 and not lse.requires_grad
 
 
-def test_backward_runs_on_the_backend_of_the_forward(name, monkeypatch):
-    functions = OPERATOR.backends[name].functions
+def test_backward_runs_on_the_backend_of_the_forward(place, monkeypatch):
+    functions = OPERATOR.backends[place[1]].functions
     calls = []
     original = functions["backward"]
-    monkeypatch.setitem(functions, "backward", lambda *arguments: calls.append(name) or original(*arguments))
-    q, k, v = leaves(*[(1, 1, 4, 8)] * 3, device=device_of(name))
+    monkeypatch.setitem(functions, "backward", lambda *arguments: calls.append(place[1]) or original(*arguments))
+    q, k, v = leaves(*[(1, 1, 4, 8)] * 3, device=place[0])
     out = jk.masked_attention(q, k, v)
     with jk.backend(None):
         assert backends.forced_by_context() is None
         out.sum().backward()
-    assert calls == [name]
+    assert calls == [place[1]]

@@ -19,7 +19,6 @@ def name(request):
     reason = OPERATOR.backends[request.param].supports(x, x, x, *PLAIN)
     if reason is not None:
         pytest.skip(reason)
-    torch.manual_seed(0)
     with jk.backend(request.param):
         yield request.param
 

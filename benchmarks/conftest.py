@@ -7,12 +7,10 @@ result is wrong fails and is not timed. For paired ratios in interleaved rounds 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import runner
 from jepa_kernels.bench.cases import Case, Provider, Setting, all_cases
@@ -20,6 +18,7 @@ from jepa_kernels.bench.session import choose_device
 from jepa_kernels.bench.video import load_clip
 
 Measure = Callable[[Case, Provider], None]
+Made = tuple[Any, list[torch.Tensor], list[torch.Tensor]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,15 +37,25 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("case", "provider"), cells, ids=[f"{c.id}-{p.name}" for c, p in cells])
 
 
-@cache
-def _made(case: Case, device: torch.device) -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest) -> Callable[[Case], Made]:
+    """Inputs, float64 reference and PyTorch's low-precision result of a case; only the latest case is kept."""
+    device = choose_device(request.config.getoption("--jepa-device"))
     clip = load_clip(None)
-    inputs = case.make_inputs(Setting(0, device, lambda: clip))
-    return inputs, case.reference(inputs), case.low_precision(inputs)
+    kept: dict[str, Made] = {}
+
+    def make(case: Case) -> Made:
+        if case.id not in kept:
+            kept.clear()
+            inputs = case.make_inputs(Setting(0, device, lambda: clip))
+            kept[case.id] = (inputs, case.reference(inputs), case.low_precision(inputs))
+        return kept[case.id]
+
+    return make
 
 
 @pytest.fixture
-def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
+def measure(benchmark: Any, made: Callable[[Case], Made], request: pytest.FixtureRequest) -> Measure:
     """Check a provider, then hand it to pytest-benchmark."""
     device = choose_device(request.config.getoption("--jepa-device"))
 
@@ -55,7 +64,7 @@ def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
             torch.cuda.synchronize(device)
 
     def run(case: Case, provider: Provider) -> None:
-        inputs, reference, low_precision = _made(case, device)
+        inputs, reference, low_precision = made(case)
         reason = provider.supports(inputs)
         if reason is not None:
             pytest.skip(reason)

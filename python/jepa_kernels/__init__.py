@@ -13,12 +13,14 @@ _EXPORTS = {
     "FrameCausal": "attention_masks",
     "KeyPadding": "attention_masks",
     "Ragged": "attention_masks",
+    "RaggedIds": "ragged",
     "Rope3D": "rope",
     "apply_masks": "masks",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
     "masked_attention": "functional.masked_attention",
+    "patch_embed": "functional.patch_embed",
 }
 _SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
 
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
     from .functional.masked_attention import masked_attention
+    from .functional.patch_embed import patch_embed
     from .masks import apply_masks
+    from .ragged import RaggedIds
     from .rope import Rope3D
 
 __all__ = [
@@ -37,6 +41,7 @@ __all__ = [
     "FrameCausal",
     "KeyPadding",
     "Ragged",
+    "RaggedIds",
     "Rope3D",
     "__version__",
     "apply_masks",
@@ -50,6 +55,7 @@ __all__ = [
     "masks",
     "models",
     "nn",
+    "patch_embed",
     "reference",
 ]
 

@@ -2,5 +2,6 @@
 
 from .ema_update import ema_update_
 from .masked_attention import masked_attention
+from .patch_embed import patch_embed
 
-__all__ = ["ema_update_", "masked_attention"]
+__all__ = ["ema_update_", "masked_attention", "patch_embed"]

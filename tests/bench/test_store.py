@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from jepa_kernels.bench.errors import BenchInputError
 from jepa_kernels.bench.store import RESULTS, RunStore, read_environment, read_results, write_atomic
 

@@ -13,16 +13,7 @@ from .errors import require
 from .store import Record
 
 STYLES = {"ok": "green", "inconclusive": "yellow", "failed": "bold red", "oom": "red"}
-TABLE_HEADERS = (
-    "case",
-    "provider",
-    "status",
-    "median",
-    "vs official form",
-    "vs fastest PyTorch",
-    "GFLOP/s",
-    "GB/s",
-)
+TABLE_HEADERS = ("case and provider", "status", "median", "vs official form", "vs fastest PyTorch", "GFLOP/s", "GB/s")
 COLUMNS = (0, 1, 2, 4, 5, 6, 8)  # of summary.HEADERS
 
 
@@ -72,22 +63,19 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 def print_table(records: Sequence[Record]) -> None:
-    """The result table, one block a case."""
-    tables, consoles = require("rich.table"), require("rich.console")
-    text = require("rich.text")
+    """The result table: each case as a heading, and below it the providers that ran."""
+    tables, text = require("rich.table"), require("rich.text")
     table = tables.Table(box=require("rich.box").SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(TABLE_HEADERS):
-        table.add_column(header, justify="left" if index < 3 else "right", no_wrap=index not in (0, 5))
+        table.add_column(header, justify="left" if index < 2 else "right", no_wrap=True)
     previous = None
     for row in summary.rows(records):
-        if row.status in ("unsupported", "skipped"):
+        if row.status in summary.ABSENT:
             continue
-        if previous not in (None, row.case_id):
-            table.add_section()
+        if row.case_id != previous:
+            table.add_row(text.Text(row.case_id, style="bold"))
+            previous = row.case_id
         cells = [row.cells[i] for i in COLUMNS]
-        shown = [text.Text(row.case_id if row.case_id != previous else "")]
-        shown += [text.Text(cell, style=STYLES.get(row.status, "") if i == 1 else "") for i, cell in enumerate(cells)]
-        table.add_row(*shown)
-        previous = row.case_id
+        table.add_row(f"  {cells[0]}", text.Text(cells[1], style=STYLES.get(row.status, "")), *map(text.Text, cells[2:]))
     width = None if sys.stdout.isatty() else 160
-    consoles.Console(width=width).print(table)
+    require("rich.console").Console(width=width).print(table)

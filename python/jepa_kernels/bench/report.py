@@ -46,7 +46,7 @@ def _render(records: Sequence[Record], environment: dict[str, Any], run_id: str,
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(TEMPLATE)
     markup = require("markupsafe").Markup
     drawn = {name: markup(svg) if svg else None for name, svg in _plots(records, environment).items()}
-    statuses = summary.counts(records)
+    statuses, energy_note = summary.counts(records), summary.energy_note(records)
     return str(
         template.render(
             run_id=run_id,
@@ -55,8 +55,8 @@ def _render(records: Sequence[Record], environment: dict[str, Any], run_id: str,
             counts=", ".join(f"{n} {name}" for name, n in statuses.items()),
             facts=list(_facts(environment)),
             clock=records[0]["clock"],
-            energy_note=summary.energy_note(records),
-            headers=summary.HEADERS,
+            energy_note=energy_note,
+            headers=summary.HEADERS[:-1] if energy_note else summary.HEADERS,
             groups=_groups(records),
             points=_points(records),
             copy_buffer=f"{environment['ceilings']['copy_buffer_bytes'] / 2**20:,.0f} MiB",
@@ -77,10 +77,16 @@ def embed(value: Any) -> str:
     return json.dumps(value, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\u0021--")
 
 
-def _groups(records: Sequence[Record]) -> list[tuple[str, list[summary.Row], str]]:
+def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """One entry a case: its rows, and apart from them the providers that this machine cannot run."""
     shapes = {r["case_id"]: _shape(r) for r in records}
-    found = groupby(summary.rows(records), key=lambda row: row.case_id)
-    return [(case_id, list(group), shapes[case_id]) for case_id, group in found]
+    groups = []
+    for case_id, group in groupby(summary.rows(records), key=lambda row: row.case_id):
+        rows = list(group)
+        absent = [row for row in rows if row.status in summary.ABSENT]
+        shown = [row for row in rows if row.status not in summary.ABSENT]
+        groups.append({"case_id": case_id, "shape": shapes[case_id], "rows": shown, "absent": absent})
+    return groups
 
 
 def _shape(record: Record) -> str:

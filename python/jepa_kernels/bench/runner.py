@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,6 +55,15 @@ class Cell:
     check: Check | None = None
     first_call_s: float | None = None
     timed: Timed | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A provider that has run once: whether it was right, the call to time, and how long the first one took."""
+
+    check: Check
+    call: Callable[[], Any]
+    first_call_s: float
 
 
 def select_providers(case: Case, device: torch.device, patterns: Sequence[str]) -> list[Provider]:
@@ -136,20 +146,33 @@ def _check_one(
     low_precision: list[Tensor],
     session: Session,
 ) -> None:
-    provider = cell.provider
+    prepared = prepare(case, cell.provider, inputs, reference, low_precision, session.synchronise)
+    cell.check, cell.first_call_s = prepared.check, prepared.first_call_s
+    if prepared.check.passed:
+        cell.timed = Timed(cell.provider.name, prepared.call, cell.provider.context)
+    else:
+        cell.status, cell.error = "failed", f"wrong result: {prepared.check.message}"
+
+
+def prepare(
+    case: Case,
+    provider: Provider,
+    inputs: Any,
+    reference: list[Tensor],
+    low_precision: list[Tensor],
+    synchronise: Callable[[], Any],
+) -> Prepared:
+    """Set a provider up, run it once and check what it gives."""
     with provider.context():
         state = provider.setup(inputs)
-        session.synchronise()
+        synchronise()
         begin = time.perf_counter()
         result = provider.run(state)
-        session.synchronise()
-        cell.first_call_s = time.perf_counter() - begin
+        synchronise()
+        first_call_s = time.perf_counter() - begin
         outputs = provider.outputs(state, result)
-    cell.check = check(outputs, reference, low_precision, case.tolerance)
-    if not cell.check.passed:
-        cell.status, cell.error = "failed", f"wrong result: {cell.check.message}"
-        return
-    cell.timed = Timed(provider.name, lambda: provider.run(state), provider.context)
+    outcome = check(outputs, reference, low_precision, case.tolerance)
+    return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
 def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:

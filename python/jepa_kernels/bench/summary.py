@@ -13,8 +13,8 @@ HEADERS = (
     "status",
     "median",
     "IQR",
-    "speed-up over the official form [95 %]",
-    "over the fastest PyTorch form",
+    "speed-up over official form [95 %]",
+    "over fastest PyTorch",
     "GFLOP/s",
     "of matrix rate",
     "GB/s",
@@ -22,6 +22,7 @@ HEADERS = (
     "energy / call",
 )
 MISSING = "–"
+ABSENT = ("unsupported", "skipped")  # statuses of providers that did not run
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Row:
     cells: tuple[str, ...]  # in the order of HEADERS
     note: str
     is_peer: bool
+    fastest: str | None  # the fastest PyTorch form of the case
 
 
 def seconds(value: float) -> str:
@@ -70,6 +72,11 @@ def speed_up(ratio: dict[str, Any] | None) -> str:
     return f"{_three(ratio['value'])}× [{_three(ratio['ci_low'])}, {_three(ratio['ci_high'])}]"
 
 
+def speed_up_value(ratio: dict[str, Any] | None) -> str:
+    """A ratio alone."""
+    return MISSING if ratio is None else f"{_three(ratio['value'])}×"
+
+
 def _three(value: float) -> str:
     """Three significant digits without an exponent."""
     if value >= 100:
@@ -95,10 +102,9 @@ def _row(record: Record, best: str | None) -> Row:
     if stats is None:
         cells = (record["provider"], record["status"], *[MISSING] * (len(HEADERS) - 2))
     else:
-        against_best = MISSING
-        if best is not None and best != record["provider"]:
-            ratio = record["ratios"].get(best)
-            against_best = f"{_three(ratio['value'])}× {best}" if ratio else MISSING
+        against_best = speed_up_value(record["ratios"].get(best or ""))
+        if best == record["provider"]:
+            against_best = "fastest"
         cells = (
             record["provider"],
             record["status"],
@@ -113,13 +119,15 @@ def _row(record: Record, best: str | None) -> Row:
             MISSING if energy["joules_per_call"] is None else joules(energy["joules_per_call"]),
         )
     note = "; ".join(record["flags"]) if stats is not None else (record["error"] or "")
-    return Row(record["case_id"], record["operator"], record["provider"], record["status"], cells, note, is_peer)
+    return Row(record["case_id"], record["operator"], record["provider"], record["status"], cells, note, is_peer, best)
 
 
 def energy_note(records: Sequence[Record]) -> str | None:
-    """Why energy is missing, when every timed cell lacks it for one and the same reason."""
-    reasons = {r["energy"]["reason"] for r in records if r["stats"] is not None}
-    return reasons.pop() if len(reasons) == 1 else None
+    """Why energy is missing, when no timed cell has it."""
+    timed = [r["energy"] for r in records if r["stats"] is not None]
+    if any(energy["joules_per_call"] is not None for energy in timed):
+        return None
+    return "; ".join(sorted({str(energy["reason"]) for energy in timed})) or "nothing was timed"
 
 
 def counts(records: Sequence[Record]) -> dict[str, int]:

@@ -167,10 +167,10 @@ def flags(summary: Summary, ratio: Ratio | None, options: TimingOptions) -> list
     """
     found = []
     if summary.rounds < options.min_rounds:
-        found.append(f"rounds={summary.rounds} < {options.min_rounds}")
+        found.append(f"{summary.rounds} rounds, at least {options.min_rounds} wanted")
     width = summary.relative_ci if ratio is None else ratio.relative_ci
     if width > options.max_relative_ci:
-        found.append(f"95 % interval is {width:.1%} wide > {options.max_relative_ci:.0%}")
+        found.append(f"95 % interval {width:.0%} wide, limit {options.max_relative_ci:.0%}")
     if ratio is None and abs(summary.drift) > options.max_drift:
-        found.append(f"drift {summary.drift:+.1%} beyond {options.max_drift:.0%}")
+        found.append(f"drift {summary.drift:+.0%}, limit {options.max_drift:.0%}")
     return found

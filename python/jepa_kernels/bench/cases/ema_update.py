@@ -101,7 +101,8 @@ def _providers(device: torch.device) -> list[Provider]:
     ]
 
 
-def _case(name: str, shapes: Sequence[tuple[int, ...]], tags: set[str]) -> Case:
+def make_case(name: str, shapes: Sequence[tuple[int, ...]], tags: set[str]) -> Case:
+    """One EMA case over tensors of these shapes."""
     elements = sum(int(torch.Size(s).numel()) for s in shapes)
     return Case(
         operator="ema_update",
@@ -121,7 +122,7 @@ def _case(name: str, shapes: Sequence[tuple[int, ...]], tags: set[str]) -> Case:
 def cases() -> list[Case]:
     """The EMA cases."""
     return [
-        _case("vits16", vit_shapes(384, 12, 1536, 1536), {"quick", "full"}),
-        _case("400-small-tensors", [(384,), (1024,), (64, 48), (96, 96)] * 100, {"quick", "full"}),
-        _case("vjepa2-vitl", vit_shapes(1024, 24, 1536, 4096), {"full"}),
+        make_case("vits16", vit_shapes(384, 12, 1536, 1536), {"quick", "full"}),
+        make_case("400-small-tensors", [(384,), (1024,), (64, 48), (96, 96)] * 100, {"quick", "full"}),
+        make_case("vjepa2-vitl", vit_shapes(1024, 24, 1536, 4096), {"full"}),
     ]

@@ -185,7 +185,8 @@ def _providers(shape: Shape, device: torch.device) -> list[Provider]:
     return [*kernels, Provider("torch-sdpa", _sdpa)]
 
 
-def _case(name: str, shape: Shape, dtype: str, peer: str, tags: set[str]) -> Case:
+def make_case(name: str, shape: Shape, dtype: str, peer: str, tags: set[str]) -> Case:
+    """One attention case; the name gains its direction."""
     direction = "fwd-bwd" if shape.backward else "fwd"
     make: Callable[[Setting], AttentionInputs] = partial(_inputs, shape, DTYPES[dtype])
     names = ("batch", "heads", "head_dim", "tokens", "causal_frames")
@@ -217,18 +218,18 @@ def cases() -> list[Case]:
     found = []
     for dtype in ("bf16", "fp32"):
         found += [
-            _case("dense-d64-n512", dense, dtype, "torch-sdpa", every),
-            _case("vjepa2-vitl-rope-n512", rope, dtype, "torch-rope-sdpa", every),
-            _case("vjepa2-ac-causal-2f", causal, dtype, "torch-sdpa-bool-mask", every),
-            _case("vjepa2-contexts-ragged", ragged, dtype, "torch-sdpa-padded", every),
+            make_case("dense-d64-n512", dense, dtype, "torch-sdpa", every),
+            make_case("vjepa2-vitl-rope-n512", rope, dtype, "torch-rope-sdpa", every),
+            make_case("vjepa2-ac-causal-2f", causal, dtype, "torch-sdpa-bool-mask", every),
+            make_case("vjepa2-contexts-ragged", ragged, dtype, "torch-sdpa-padded", every),
         ]
     long_rope = replace(rope, tokens=2048, grid=(8, 16, 16))
     return [
         *found,
-        _case("vjepa2-vitl-rope-n512", replace(rope, backward=True), "bf16", "torch-rope-sdpa", every),
-        _case("vjepa2-vitl-rope-n2048", long_rope, "bf16", "torch-rope-sdpa", full),
-        _case("vjepa2-vitl-rope-n2048", replace(long_rope, backward=True), "bf16", "torch-rope-sdpa", full),
-        _case("vjepa2-predictor-d32-n1024", predictor, "bf16", "torch-rope-sdpa", full),
-        _case("vjepa2-ac-causal-7f", replace(causal, tokens=1806, causal_frames=7), "bf16",
+        make_case("vjepa2-vitl-rope-n512", replace(rope, backward=True), "bf16", "torch-rope-sdpa", every),
+        make_case("vjepa2-vitl-rope-n2048", long_rope, "bf16", "torch-rope-sdpa", full),
+        make_case("vjepa2-vitl-rope-n2048", replace(long_rope, backward=True), "bf16", "torch-rope-sdpa", full),
+        make_case("vjepa2-predictor-d32-n1024", predictor, "bf16", "torch-rope-sdpa", full),
+        make_case("vjepa2-ac-causal-7f", replace(causal, tokens=1806, causal_frames=7), "bf16",
               "torch-sdpa-bool-mask", full),
     ]  # fmt: skip

@@ -160,7 +160,8 @@ def _providers(dtype: str, device: torch.device) -> list[Provider]:
     return found
 
 
-def _case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
+def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
+    """One patch-embedding case; the name gains its masking and batch."""
     kind = "dense" if shape.kept == 1 else f"masked{round(100 - 100 * shape.kept)}"
     return Case(
         operator="patch_embed",
@@ -184,12 +185,12 @@ def cases() -> list[Case]:
     vith = Shape(batch=4, frames=1, size=224, patch=14, tubelet=0, dim=1280)
     every = {"quick", "full"}
     return [
-        _case("vjepa2-vitl-16f", vitl, "bf16", every),
-        _case("vjepa2-vitl-16f", vitl, "fp32", every),
-        _case("vjepa2-vitl-16f", masked, "bf16", every),
-        _case("vjepa2-vitl-16f", masked, "fp32", every),
-        _case("ijepa-vith14", vith, "bf16", every),
-        _case("vjepa2-vitl-16f", replace(vitl, batch=8), "bf16", {"full"}),
-        _case("vjepa2-vitl-16f", replace(masked, batch=8), "bf16", {"full"}),
-        _case("ijepa-vith14", replace(vith, batch=32), "bf16", {"full"}),
+        make_case("vjepa2-vitl-16f", vitl, "bf16", every),
+        make_case("vjepa2-vitl-16f", vitl, "fp32", every),
+        make_case("vjepa2-vitl-16f", masked, "bf16", every),
+        make_case("vjepa2-vitl-16f", masked, "fp32", every),
+        make_case("ijepa-vith14", vith, "bf16", every),
+        make_case("vjepa2-vitl-16f", replace(vitl, batch=8), "bf16", {"full"}),
+        make_case("vjepa2-vitl-16f", replace(masked, batch=8), "bf16", {"full"}),
+        make_case("ijepa-vith14", replace(vith, batch=32), "bf16", {"full"}),
     ]

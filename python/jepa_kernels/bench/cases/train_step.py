@@ -193,7 +193,8 @@ def _providers(device: torch.device) -> list[Provider]:
     ]
 
 
-def _case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
+def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
+    """One train-step case; the name gains its batch."""
     return Case(
         operator="train_step",
         name=f"{name}-b{shape.batch}",
@@ -216,7 +217,7 @@ def cases() -> list[Case]:
     small = Shape("vit_small", 12, 1, 16, 256, predictor_dim=384, predictor_depth=6, predictor_heads=12)
     every = {"quick", "full"}
     return [
-        _case("vjepa2-vittiny-8f-128", tiny, "bf16", every),
-        _case("vjepa2-vittiny-8f-128", tiny, "fp32", every),
-        _case("vjepa2-vits-16f", small, "bf16", {"full"}),
+        make_case("vjepa2-vittiny-8f-128", tiny, "bf16", every),
+        make_case("vjepa2-vittiny-8f-128", tiny, "fp32", every),
+        make_case("vjepa2-vits-16f", small, "bf16", {"full"}),
     ]

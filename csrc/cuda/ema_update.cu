@@ -24,15 +24,6 @@ struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
 
 struct NoShadow {};
 
-template <typename Target, typename Online, typename Shadow>
-struct Row {
-  Target* target;
-  const Online* online;
-  Shadow* shadow;
-  int64_t numel;
-  uint32_t index;
-};
-
 // torch.lerp's two branches: exact at both ends.
 __device__ inline float lerp(float target, float online, float weight) {
   const float difference = online - target;
@@ -84,7 +75,9 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<Pack<Target>*>(target + first) = old;
       if constexpr (!std::is_same_v<Shadow, NoShadow>) *reinterpret_cast<Pack<Shadow>*>(shadow + first) = copy;
     } else {
-      for (int lane = 0; lane < kVector && first + lane < end; ++lane) {
+#pragma unroll  // the random words stay in registers only under constant indices
+      for (int lane = 0; lane < kVector; ++lane) {
+        if (first + lane >= end) continue;
         const A value = lerp(static_cast<A>(to_float(target[first + lane])), static_cast<A>(to_float(online[first + lane])), w);
         target[first + lane] = rounded<Target, kStochastic>(value, random, lane);
         if constexpr (!std::is_same_v<Shadow, NoShadow>) shadow[first + lane] = Cast<Shadow>::from(static_cast<float>(value));

@@ -28,15 +28,23 @@ struct fp16 {
 namespace {
 
 JEPA_HOST_DEVICE inline uint32_t float_bits(float x) {
+#if defined(__CUDA_ARCH__)
+  return __float_as_uint(x);
+#else
   uint32_t u;
   memcpy(&u, &x, sizeof u);
   return u;
+#endif
 }
 
 JEPA_HOST_DEVICE inline float bits_float(uint32_t u) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(u);
+#else
   float x;
   memcpy(&x, &u, sizeof x);
   return x;
+#endif
 }
 
 JEPA_HOST_DEVICE inline float to_float(bf16 x) { return bits_float(static_cast<uint32_t>(x.bits) << 16); }

@@ -28,13 +28,19 @@ def _strided_alike(targets: Sequence[Tensor], others: Sequence[Tensor]) -> list[
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(tensor)
+    """Whether the elements fill one run of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _why_not_flat(targets: Sequence[Tensor], shadows: Sequence[Tensor]) -> str | None:
     """Native kernels walk each target as one run of memory."""
     for index, target in enumerate(targets):
-        if not _is_dense(target):
+        if not (target.is_contiguous() or _is_dense(target)):
             return f"target {index} has gaps in memory (shape {tuple(target.shape)}, strides {target.stride()})"
         if shadows and shadows[index].stride() != target.stride():
             return f"shadow {index} has strides {shadows[index].stride()}, its target {target.stride()}"
@@ -74,9 +80,10 @@ def _run_reference(targets, online, shadows, momentum, stochastic_rounding, seed
 
 
 def _run_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:  # type: ignore[no-untyped-def]
+    online = _strided_alike(targets, online)  # named, so that copies live until the call is over
     _native.cpu().ema_update(
         _entries(targets),
-        _entries(_strided_alike(targets, online)),
+        _entries(online),
         _entries(shadows) if shadows else [None] * len(targets),
         1.0 - momentum,
         stochastic_rounding,

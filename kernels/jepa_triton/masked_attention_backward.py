@@ -1,0 +1,322 @@
+"""Attention backward in two deterministic kernels: dQ streams keys past a query tile, dK and dV stream queries past a key tile.
+
+With P = exp(scale q k^T - lse), dP = dout v^T and delta = rowsum(dout * out):
+    dS = P * (dP - delta),  dQ = scale dS k,  dK = scale dS^T q,  dV = P^T dout.
+Each gradient tile has one writer that adds in a fixed order, so no atomics. q and k come rotated; dQ and dK are
+rotated back by the transpose while still in float32. The dQ kernel runs first and leaves delta for the other.
+A row without a visible key has lse = -inf; reading that as +inf makes its P, and so all its gradients, zero.
+"""
+
+import triton
+import triton.language as tl
+
+from .segments import (
+    dot_accumulate,
+    dot_transposed,
+    keep_rows,
+    load_segments,
+    scale_segments,
+    store_segments,
+    store_zero_rows,
+    sum_products,
+    unrotate_segments,
+    zero_segments,
+)
+from .masked_attention_bounds import first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+RUNTIME_INTEGERS = (
+    "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset"
+)  # fmt: skip
+
+
+@triton.jit
+def _load_lse(base, rows, rows_left):
+    """Base-2 log-sum-exp [M]; +inf where there is no row or the row saw no key, so that exp2(s - lse) is 0."""
+    lse = tl.load(base + rows, mask=rows < rows_left, other=float("inf"))
+    return tl.where(lse == float("-inf"), float("inf"), lse * LOG2_E)
+
+
+@triton.jit
+def _query_gradient_tile(
+    dq, q, dout, lse, delta, visible, keys_left, k_base, k_row, v_base, v_row, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+):  # fmt: skip
+    """dq [M, D] plus the keys of one tile."""
+    k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+    weights = tl.exp2(dot_transposed(q, k) * scale_log2 - lse[:, None])  # [M, N]
+    v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+    dscores = weights * (dot_transposed(dout, v) - delta[:, None])  # [M, N]
+    if MASKED:
+        dscores = tl.where(visible, dscores, 0.0)
+    if BOOL_MASK:
+        k = keep_rows(k, tl.max(visible.to(tl.int32), axis=0) > 0)
+    return dot_accumulate(dscores, k, dq)
+
+
+@triton.jit
+def _query_gradient_range(
+    dq, q, dout, lse, delta, limits, begin, end, k_base, k_row, v_base, v_row, mask_base, mask_row, mask_col,
+    queries_left, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """dq plus the keys [begin, end). MASKED as in the forward kernel."""
+    keys = tl.arange(0, BLOCK_N)
+    for start in range(begin, end, BLOCK_N):
+        keys_left = None
+        if MASKED:
+            keys_left = end - start
+        k_tile = k_base + start * k_row
+        v_tile = v_base + start * v_row
+        if mask_base is not None:
+            mask_tile = mask_base + start * mask_col
+            visible = load_bool_tile(mask_tile, mask_row, mask_col, queries_left, keys_left, limits.shape[0], BLOCK_N)
+            if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
+                dq = _query_gradient_tile(
+                    dq, q, dout, lse, delta, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
+                    HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, True,
+                )  # fmt: skip
+        else:
+            visible = start + keys[None, :] < limits[:, None]  # [M, N]
+            dq = _query_gradient_tile(
+                dq, q, dout, lse, delta, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
+                HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, False,
+            )  # fmt: skip
+    return dq
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
+def query_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, dout_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr,
+    mask_ptr, key_lengths_ptr, cu_seqlens_ptr, cos_ptr, sin_ptr,
+    q_stride_b: tl.int64, q_stride_h: tl.int64, q_stride_n: tl.int64,
+    k_stride_b: tl.int64, k_stride_h: tl.int64, k_stride_n: tl.int64,
+    v_stride_b: tl.int64, v_stride_h: tl.int64, v_stride_n: tl.int64,
+    dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
+    out_stride_b: tl.int64, out_stride_h: tl.int64, out_stride_n: tl.int64,
+    dq_stride_b: tl.int64, dq_stride_h: tl.int64, dq_stride_n: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head."""
+    tile, head, entry = grid_entry(num_tiles, num_heads)
+    batch, first, query_count, key_count = sequence_bounds(
+        entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
+    )
+    row = tile * BLOCK_M
+    if row >= query_count:
+        return
+    dq_row = dq_stride_n * STRIDE_UNIT
+    dq_base = dq_ptr + (batch * dq_stride_b + head * dq_stride_h + first * dq_stride_n) * STRIDE_UNIT
+    if cu_seqlens_ptr is not None:
+        if entry == num_sequences:
+            step = num_tiles * BLOCK_M
+            store_zero_rows(dq_base, dq_row, row, query_count, step, BLOCK_M, HEAD_DIM, SEGMENTS)
+            return
+
+    rows = tl.arange(0, BLOCK_M)  # [M]
+    left = query_count - row
+    q_row = q_stride_n * STRIDE_UNIT
+    dout_row = dout_stride_n * STRIDE_UNIT
+    out_row = out_stride_n * STRIDE_UNIT
+    token = first + row
+    q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + token * q_stride_n) * STRIDE_UNIT
+    dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + token * dout_stride_n) * STRIDE_UNIT
+    out_base = out_ptr + (batch * out_stride_b + head * out_stride_h + token * out_stride_n) * STRIDE_UNIT
+    statistics = (batch.to(tl.int64) * num_heads + head) * query_len + token
+    dout = load_segments(dout_base, dout_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    out = load_segments(out_base, out_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    delta = sum_products(dout, out)  # [M]
+    tl.store(delta_ptr + statistics + rows, delta, mask=rows < left)
+    lse = _load_lse(lse_ptr + statistics, rows, left)  # [M]
+    q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+
+    k_row = k_stride_n * STRIDE_UNIT
+    v_row = v_stride_n * STRIDE_UNIT
+    k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
+    v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
+    mask_base = None
+    if mask_ptr is not None:
+        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_q
+    limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
+    last = tl.minimum(row + BLOCK_M, query_count) - 1
+    end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+    unmasked_end = 0
+    dq = zero_segments(BLOCK_M, SEGMENTS)  # [M, D]
+    if mask_ptr is None:
+        unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+        unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
+        dq = _query_gradient_range(
+            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, mask_stride_q,
+            mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+        )  # fmt: skip
+    dq = _query_gradient_range(
+        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_stride_q,
+        mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+    )  # fmt: skip
+
+    dq = scale_segments(dq, scale)
+    if cos_ptr is not None:
+        cos_row = cos_stride_n * STRIDE_UNIT
+        sin_row = sin_stride_n * STRIDE_UNIT
+        cos_base = cos_ptr + (batch * cos_stride_b + token * cos_stride_n) * STRIDE_UNIT
+        sin_base = sin_ptr + (batch * sin_stride_b + token * sin_stride_n) * STRIDE_UNIT
+        cos = load_segments(cos_base, cos_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        sin = load_segments(sin_base, sin_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        dq = unrotate_segments(dq, cos, sin)
+    store_segments(dq_base + row * dq_row, dq_row, left, dq, HEAD_DIM, SEGMENTS)
+
+
+@triton.jit
+def _key_gradient_tile(
+    dk, dv, k, v, visible, queries_left, q_base, q_row, dout_base, dout_row, lse_base, delta_base, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+):  # fmt: skip
+    """(dk, dv) [N, D] plus the queries of one tile. Rows past the last query are zeros with lse = +inf and add nothing."""
+    rows = tl.arange(0, BLOCK_M)
+    q = load_segments(q_base, q_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    lse = _load_lse(lse_base, rows, queries_left)  # [M]
+    weights = tl.exp2(dot_transposed(k, q) * scale_log2 - lse[None, :])  # [N, M]
+    dout = load_segments(dout_base, dout_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    if MASKED:
+        weights = tl.where(visible, weights, 0.0)
+    if BOOL_MASK:
+        seeing = tl.max(visible.to(tl.int32), axis=0) > 0  # [M]
+        q = keep_rows(q, seeing)
+        dout = keep_rows(dout, seeing)
+    dv = dot_accumulate(weights, dout, dv)
+    delta = tl.load(delta_base + rows, mask=rows < queries_left, other=0.0)  # [M]
+    dscores = weights * (dot_transposed(v, dout) - delta[None, :])  # [N, M]
+    if MASKED:
+        dscores = tl.where(visible, dscores, 0.0)
+    return dot_accumulate(dscores, q, dk), dv
+
+
+@triton.jit
+def _key_gradient_range(
+    dk, dv, k, v, first_queries, keys_left, begin, end, query_count,
+    q_base, q_row, dout_base, dout_row, lse_base, delta_base, mask_base, mask_row, mask_col, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """(dk, dv) plus the queries [begin, end). MASKED: query i counts for the keys whose first_queries is at most i."""
+    rows = tl.arange(0, BLOCK_M)
+    for start in range(begin, end, BLOCK_M):
+        q_tile = q_base + start * q_row
+        dout_tile = dout_base + start * dout_row
+        left = query_count - start
+        if mask_base is not None:
+            mask_tile = mask_base + start * mask_row
+            visible = load_bool_tile(mask_tile, mask_col, mask_row, keys_left, left, first_queries.shape[0], BLOCK_M)
+            if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
+                dk, dv = _key_gradient_tile(
+                    dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
+                    delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_M, MASKED, True,
+                )  # fmt: skip
+        else:
+            visible = start + rows[None, :] >= first_queries[:, None]  # [N, M]
+            dk, dv = _key_gradient_tile(
+                dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
+                delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_M, MASKED, False,
+            )  # fmt: skip
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
+def key_gradient_kernel(
+    q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+    mask_ptr, key_lengths_ptr, cu_seqlens_ptr, cos_ptr, sin_ptr,
+    q_stride_b: tl.int64, q_stride_h: tl.int64, q_stride_n: tl.int64,
+    k_stride_b: tl.int64, k_stride_h: tl.int64, k_stride_n: tl.int64,
+    v_stride_b: tl.int64, v_stride_h: tl.int64, v_stride_n: tl.int64,
+    dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
+    dk_stride_b: tl.int64, dk_stride_h: tl.int64, dk_stride_n: tl.int64,
+    dv_stride_b: tl.int64, dv_stride_h: tl.int64, dv_stride_n: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk and dv for one tile of BLOCK_N keys of one head. Scores are held transposed, [N, M], so both sums are plain products."""
+    tile, head, entry = grid_entry(num_tiles, num_heads)
+    tile = num_tiles - 1 - tile  # the first keys have the most queries in a frame-causal mask
+    batch, first, query_count, key_count = sequence_bounds(
+        entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
+    )
+    written = key_len  # keys past a length get zero gradients
+    if cu_seqlens_ptr is not None:
+        written = query_count
+    row = tile * BLOCK_N
+    if row >= written:
+        return
+    dk_row = dk_stride_n * STRIDE_UNIT
+    dv_row = dv_stride_n * STRIDE_UNIT
+    dk_base = dk_ptr + (batch * dk_stride_b + head * dk_stride_h + first * dk_stride_n) * STRIDE_UNIT
+    dv_base = dv_ptr + (batch * dv_stride_b + head * dv_stride_h + first * dv_stride_n) * STRIDE_UNIT
+    if cu_seqlens_ptr is not None:
+        if entry == num_sequences:
+            step = num_tiles * BLOCK_N
+            store_zero_rows(dk_base, dk_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
+            store_zero_rows(dv_base, dv_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
+            return
+
+    keys_left = key_count - row  # 0 or less: no query sees this tile
+    token = first + row
+    k_row = k_stride_n * STRIDE_UNIT
+    v_row = v_stride_n * STRIDE_UNIT
+    k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + token * k_stride_n) * STRIDE_UNIT
+    v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + token * v_stride_n) * STRIDE_UNIT
+    k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+    v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+
+    q_row = q_stride_n * STRIDE_UNIT
+    dout_row = dout_stride_n * STRIDE_UNIT
+    q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + first * q_stride_n) * STRIDE_UNIT
+    dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + first * dout_stride_n) * STRIDE_UNIT
+    statistics = (batch.to(tl.int64) * num_heads + head) * query_len + first
+    mask_base = None
+    if mask_ptr is not None:
+        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_k
+    keys = row + tl.arange(0, BLOCK_N)  # [N]
+    first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
+    begin = 0
+    end = tl.where(keys_left > 0, query_count, 0)
+    dk = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
+    dv = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
+    if FRAME_CAUSAL or mask_ptr is not None:
+        masked_end = end
+        if FRAME_CAUSAL:
+            last = tl.minimum(row + BLOCK_N, key_count) - 1
+            begin = first_query(row, tokens_per_frame, query_frame_offset, FRAME_CAUSAL) // BLOCK_M * BLOCK_M
+            all_visible = first_query(last, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+            masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
+        dk, dv = _key_gradient_range(
+            dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
+            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_stride_q, mask_stride_k, scale * LOG2_E,
+            HEAD_DIM, SEGMENTS, BLOCK_M, True,
+        )  # fmt: skip
+        begin = masked_end
+    if mask_ptr is None:
+        dk, dv = _key_gradient_range(
+            dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
+            lse_ptr + statistics, delta_ptr + statistics, None, mask_stride_q, mask_stride_k, scale * LOG2_E,
+            HEAD_DIM, SEGMENTS, BLOCK_M, False,
+        )  # fmt: skip
+
+    dk = scale_segments(dk, scale)
+    if cos_ptr is not None:
+        cos_row = cos_stride_n * STRIDE_UNIT
+        sin_row = sin_stride_n * STRIDE_UNIT
+        cos_base = cos_ptr + (batch * cos_stride_b + token * cos_stride_n) * STRIDE_UNIT
+        sin_base = sin_ptr + (batch * sin_stride_b + token * sin_stride_n) * STRIDE_UNIT
+        cos = load_segments(cos_base, cos_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+        sin = load_segments(sin_base, sin_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+        dk = unrotate_segments(dk, cos, sin)
+    if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
+        dk = keep_rows(dk, keys < key_count)
+        dv = keep_rows(dv, keys < key_count)
+    store_segments(dk_base + row * dk_row, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
+    store_segments(dv_base + row * dv_row, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)

@@ -1,0 +1,73 @@
+"""Which keys a query may attend to, as loop bounds: every mask but the boolean one is a prefix of the keys per query.
+
+Frame-causal: query i, of frame query_frame_offset + i // tokens_per_frame, sees the keys of frames up to its own, so
+    key_limit(i) = (query_frame_offset + i // tokens_per_frame + 1) * tokens_per_frame, within [0, key count].
+It never falls as i grows, so a tile of queries visits keys [0, limit of its last row) and needs a comparison only
+beyond the limit of its first. Seen from key j, the queries that see it are the suffix
+    first_query(j) = (j // tokens_per_frame - query_frame_offset) * tokens_per_frame, not below 0.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def grid_entry(tiles, num_heads):
+    """(tile, head, batch) of this program; tiles of one head are neighbours, so its keys and values stay in L2.
+
+    The last tile comes first: in a frame-causal mask it has the most keys, and the longest work should start earliest.
+    """
+    pid = tl.program_id(0)
+    tile = tiles - 1 - pid % tiles
+    return tile, (pid // tiles) % num_heads, pid // (tiles * num_heads)
+
+
+@triton.jit
+def sequence_bounds(batch, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences):
+    """(batch index, first token, query count, key count) of a grid entry; values on the device are clamped to the tensors.
+
+    Ragged: batch counts sequences of one token axis. Entry num_sequences stands for the tokens after the last
+    sequence (there are some when cu_seqlens is padded for graph replay): they have no keys and get zeros.
+    """
+    first = 0
+    if cu_seqlens_ptr is not None:
+        first = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + batch), 0), query_len)
+        end = query_len
+        if batch < num_sequences:
+            end = tl.minimum(tl.load(cu_seqlens_ptr + batch + 1), query_len)
+        query_len = tl.maximum(end - first, 0)
+        key_len = tl.where(batch < num_sequences, query_len, 0)
+        batch = 0
+    if key_lengths_ptr is not None:
+        key_len = tl.minimum(tl.maximum(tl.load(key_lengths_ptr + batch), 0), key_len)
+    return batch, first, query_len, key_len
+
+
+@triton.jit
+def key_limit(query, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL: tl.constexpr):
+    """How many leading keys each query (a scalar or a tile of row numbers) may attend to."""
+    if FRAME_CAUSAL:
+        limit = (query_frame_offset + query // tokens_per_frame + 1) * tokens_per_frame
+        limit = tl.minimum(tl.maximum(limit, 0), key_count)
+    else:
+        limit = query * 0 + key_count
+    return limit
+
+
+@triton.jit
+def first_query(key, tokens_per_frame, query_frame_offset, FRAME_CAUSAL: tl.constexpr):
+    """The first query that may attend to each key (a scalar or a tile of key numbers)."""
+    if FRAME_CAUSAL:
+        first = tl.maximum((key // tokens_per_frame - query_frame_offset) * tokens_per_frame, 0)
+    else:
+        first = key * 0
+    return first
+
+
+@triton.jit
+def load_bool_tile(base, row_stride, col_stride, row_end, col_end, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """[ROWS, COLS] of a boolean mask, false past the ends. Strides may be 0 (broadcast)."""
+    rows = tl.arange(0, ROWS)[:, None]
+    cols = tl.arange(0, COLS)[None, :]
+    inside = (rows < row_end) & (cols < col_end)
+    return tl.load(base + rows * row_stride + cols * col_stride, mask=inside, other=0) != 0

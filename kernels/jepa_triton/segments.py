@@ -1,0 +1,175 @@
+"""Head dims split into power-of-two segments, so that tiles of 24, 80, 88 or 104 channels need not pad to the next power.
+
+A "tile of D channels" is a tuple with one [ROWS, width] tensor a segment; the functions here load, store, rotate and
+multiply such tuples.
+"""
+
+import triton
+import triton.language as tl
+
+MIN_SEGMENT = 16  # channels; the smallest contraction that a 16-bit tensor-core instruction takes
+MAX_SEGMENTS = 3  # more parts save little padding and add one dot, one load and one accumulator each
+
+
+def head_dim_segments(head_dim: int) -> tuple[tuple[int, int], ...]:
+    """Split a head dim into power-of-two (start, width) segments, so that a tile need not pad to the next power.
+
+    Padded channels are loaded as zeros and never stored. Waste (padded / real channels - 1):
+    24 -> 32 (33 %), 32, 64, 80 = 64+16, 96 = 64+32, 128, 256: none, 88 -> 64+32 (9 %), 104 -> 64+32+16 (8 %).
+    Padding to a power of two instead would waste 60 % at 80, 45 % at 88 and 23 % at 104.
+    """
+    if head_dim < 2 or head_dim > 256 or head_dim % 2:
+        raise ValueError(f"head_dim must be even and between 2 and 256, got {head_dim}")
+    padded = -(-head_dim // MIN_SEGMENT) * MIN_SEGMENT
+    while bin(padded).count("1") > MAX_SEGMENTS:
+        padded += padded & -padded
+    segments, start = [], 0
+    for bit in reversed(range(padded.bit_length())):
+        width = padded & (1 << bit)
+        if width:
+            segments.append((start, width))
+            start += width
+    return tuple(segments)
+
+
+@triton.jit
+def load_tile(base, row_stride, row_end, START: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Channels [START, START + WIDTH) of ROWS rows: [ROWS, WIDTH]. Zeros past HEAD_DIM and, unless it is None, past row_end."""
+    rows = tl.arange(0, ROWS)
+    channels = START + tl.arange(0, WIDTH)
+    pointers = base + rows[:, None] * row_stride + channels[None, :]
+    if row_end is not None:
+        inside = rows[:, None] < row_end
+        if START + WIDTH > HEAD_DIM:
+            inside = inside & (channels[None, :] < HEAD_DIM)
+        tile = tl.load(pointers, mask=inside, other=0.0)
+    elif START + WIDTH > HEAD_DIM:
+        tile = tl.load(pointers, mask=channels[None, :] < HEAD_DIM, other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile
+
+
+@triton.jit
+def store_tile(base, row_stride, row_end, tile, START: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Inverse of load_tile: writes tile [ROWS, WIDTH] as channels from START on, in the dtype of base."""
+    rows = tl.arange(0, tile.shape[0])
+    channels = START + tl.arange(0, tile.shape[1])
+    pointers = base + rows[:, None] * row_stride + channels[None, :]
+    inside = (rows[:, None] < row_end) & (channels[None, :] < HEAD_DIM)
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def zero_tile(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    return tl.zeros([ROWS, WIDTH], dtype=tl.float32)
+
+
+@triton.jit
+def load_segments(base, row_stride, row_end, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr):
+    """One [ROWS, width] tile a segment. row_stride is int64, so no product of it overflows."""
+    tiles = ()
+    for i in tl.static_range(len(SEGMENTS)):
+        tiles = tiles + (load_tile(base, row_stride, row_end, SEGMENTS[i][0], SEGMENTS[i][1], ROWS, HEAD_DIM),)
+    return tiles
+
+
+@triton.jit
+def store_segments(base, row_stride, row_end, tiles, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr):
+    for i in tl.static_range(len(SEGMENTS)):
+        store_tile(base, row_stride, row_end, tiles[i], SEGMENTS[i][0], HEAD_DIM)
+
+
+@triton.jit
+def zero_segments(ROWS: tl.constexpr, SEGMENTS: tl.constexpr):
+    tiles = ()
+    for i in tl.static_range(len(SEGMENTS)):
+        tiles = tiles + (zero_tile(ROWS, SEGMENTS[i][1]),)
+    return tiles
+
+
+@triton.jit
+def store_zero_rows(base, row_stride, first, end, step, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr):
+    """Zeros into rows first, first + step, ... of tiles of ROWS rows, up to end."""
+    for row in range(first, end, step):
+        store_segments(base + row * row_stride, row_stride, end - row, zero_segments(ROWS, SEGMENTS), HEAD_DIM, SEGMENTS)
+
+
+@triton.jit
+def scale_segments(tiles, factor):
+    """Every tile times factor, a scalar or [ROWS, 1]."""
+    scaled = ()
+    for i in tl.static_range(len(tiles)):
+        scaled = scaled + (tiles[i] * factor,)
+    return scaled
+
+
+@triton.jit
+def keep_rows(tiles, keep):
+    """Rows where keep [ROWS] is false become zeros, whatever they hold: 0 * NaN would be NaN in a product."""
+    kept = ()
+    for i in tl.static_range(len(tiles)):
+        kept = kept + (tl.where(keep[:, None], tiles[i], 0.0).to(tiles[i].dtype),)
+    return kept
+
+
+@triton.jit
+def dot_transposed(a, b):
+    """a b^T over all segments: [M, D] x [N, D] -> [M, N] in float32. "ieee" keeps TF32 out of float32 inputs."""
+    product = tl.dot(a[0], tl.trans(b[0]), input_precision="ieee")
+    for i in tl.static_range(1, len(a)):
+        product = tl.dot(a[i], tl.trans(b[i]), product, input_precision="ieee")
+    return product
+
+
+@triton.jit
+def dot_accumulate(weights, tiles, accumulators):
+    """accumulators + weights tiles: [M, N] x [N, D] -> [M, D], weights rounded to the dtype of tiles."""
+    sums = ()
+    for i in tl.static_range(len(tiles)):
+        sums = sums + (tl.dot(weights.to(tiles[i].dtype), tiles[i], accumulators[i], input_precision="ieee"),)
+    return sums
+
+
+@triton.jit
+def sum_products(a, b):
+    """Row sums of a * b over all segments, in float32: [ROWS]."""
+    total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), axis=1)
+    for i in tl.static_range(1, len(a)):
+        total += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), axis=1)
+    return total
+
+
+@triton.jit
+def sum_products(a, b):
+    """Row sums of a * b over all segments, in float32: [ROWS]."""
+    total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), axis=1)
+    for i in tl.static_range(1, len(a)):
+        total += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), axis=1)
+    return total
+
+
+@triton.jit
+def swap_pairs(x):
+    """Channel c takes the place of its partner c ^ 1. Both lie in one thread, so this moves no data between threads."""
+    even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
+    return tl.reshape(tl.join(odd, even), [x.shape[0], x.shape[1]])
+
+
+@triton.jit
+def rotate_segments(tiles, cos, sin):
+    """y[c] = x[c] cos[c] + x[c^1] sin[c] in float32, rounded to the dtype of x."""
+    rotated = ()
+    for i in tl.static_range(len(tiles)):
+        x = tiles[i].to(tl.float32)
+        rotated = rotated + ((x * cos[i] + swap_pairs(x) * sin[i]).to(tiles[i].dtype),)
+    return rotated
+
+
+@triton.jit
+def unrotate_segments(tiles, cos, sin):
+    """Transpose of rotate_segments, for gradients in float32: dx[c] = dy[c] cos[c] + dy[c^1] sin[c^1]."""
+    gradients = ()
+    for i in tl.static_range(len(tiles)):
+        gradients = gradients + (tiles[i] * cos[i] + swap_pairs(tiles[i] * sin[i]),)
+    return gradients

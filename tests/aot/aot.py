@@ -1,0 +1,67 @@
+"""Compile Triton kernels for GPUs that are not here, and read what the machine code needs: registers, stack, shared memory."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 86, 90, 100, 120)
+# Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities).
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+POINTER_ALIGNMENT = 16  # bytes; what torch allocations and head views of supported layouts have
+CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Static needs of one compiled kernel. Registers a thread; the rest in bytes. Spilled registers lie on the stack."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    tensor_core: dict[str, int]  # instruction family (wgmma, tcgen05, mma) -> count in the PTX
+
+
+def compile_case(case, architecture: int):
+    """The compiled kernel of (kernel, signature, constexprs, options) for an architecture such as 90."""
+    kernel, signature, constexprs, options = case
+    aligned = [["tt.divisibility", POINTER_ALIGNMENT]]
+    positions = {name: (kernel.arg_names.index(name),) for name in signature}
+    attributes = {positions[name]: aligned for name, kind in signature.items() if kind.startswith("*")}
+    constants = {positions[name]: value for name, value in constexprs.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+
+
+def resources(compiled) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+    families = re.findall(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync)\b", compiled.asm["ptx"])
+    return Resources(
+        registers=usage["REG"],
+        stack=usage["STACK"],
+        local=usage["LOCAL"],
+        shared=usage["SHARED"] + compiled.metadata.shared,
+        tensor_core=dict(Counter(family.partition(".")[0] for family in families)),
+    )
+
+
+def describe(case) -> str:
+    """Short name of a case: the kernel, its first pointer's dtype, head dim, tile and the optional pointers absent."""
+    kernel, signature, constexprs, options = case
+    dtype = next(kind[1:] for kind in signature.values() if kind.startswith("*"))
+    values = [f"{name.lower()}{value:d}" for name, value in constexprs.items() if isinstance(value, int)]
+    absent = [f"no_{name.removesuffix('_ptr')}" for name, value in constexprs.items() if value is None]
+    return "-".join([kernel.__name__, dtype, *values, *absent, f"warps{options.get('num_warps', 4)}"])

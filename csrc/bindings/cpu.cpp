@@ -34,4 +34,5 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("openmp_library", &openmp_library);
   jepa::bind_ema_update(m);
   jepa::bind_patch_embed(m);
+  jepa::bind_masked_attention(m);
 }

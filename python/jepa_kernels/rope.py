@@ -178,10 +178,7 @@ def _tables(
     low = dtype if precision == "native" else None
     omega = _frequencies(segment, dtype, precision, positions.device)
     theta = _rounded(_rounded(positions, low)[..., None] * omega, low)  # [P, N, 3, d/2]
-    if convention == "vjepa2":
-        theta = torch.cat([theta, theta], dim=-1)
-    else:
-        theta = theta.repeat_interleave(2, dim=-1)
+    theta = torch.cat([theta, theta], dim=-1) if convention == "vjepa2" else theta.repeat_interleave(2, dim=-1)
     sign = torch.ones(segment, dtype=torch.float64, device=positions.device)
     sign[0::2] = -1.0
     cos = _rounded(theta.cos(), low).flatten(-2)  # [P, N, 3 d]

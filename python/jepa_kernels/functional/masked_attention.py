@@ -163,9 +163,7 @@ def _checked_triple(q: Tensor, k: Tensor, v: Tensor, ragged: bool) -> tuple[Tens
     if k.shape[2] != v.shape[2]:
         raise ValueError(f"masked_attention: {k.shape[2]} keys but {v.shape[2]} values; give one value a key")
     if ragged and q.shape[2] != k.shape[2]:
-        raise ValueError(
-            f"masked_attention: {q.shape[2]} queries but {k.shape[2]} keys; with Ragged they are the same tokens"
-        )
+        raise ValueError(f"masked_attention: {q.shape[2]} queries but {k.shape[2]} keys; with Ragged they are the same tokens")
     return q, k, v
 
 
@@ -216,8 +214,7 @@ def _mask_arguments(mask: AttentionMask, q: Tensor, k: Tensor) -> dict[str, Any]
     _check_device("mask", mask, q)
     full = (*q.shape[:3], k.shape[2])
     broadcasts = mask.dim() <= 4 and all(
-        size == 1 or size == whole
-        for size, whole in zip(reversed(mask.shape), reversed(full), strict=False)
+        size == 1 or size == whole for size, whole in zip(reversed(mask.shape), reversed(full), strict=False)
     )
     if not broadcasts:
         raise ValueError(f"masked_attention: mask of shape {tuple(mask.shape)} does not broadcast to (B, H, Nq, Nk) = {full}")

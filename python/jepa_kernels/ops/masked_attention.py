@@ -41,17 +41,17 @@ _EXTRAS = (
 _TENSOR_EXTRAS = tuple(index for index, entry in enumerate(_EXTRAS.split(", ")) if entry.startswith("Tensor"))
 
 
-def _supports_reference(q, k, v, *extras) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_reference(q, k, v, *extras) -> str | None:
     return None
 
 
-def _supports_cpu(q, k, v, *extras) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_cpu(q, k, v, *extras) -> str | None:
     if q.device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {q.device}"
     return _why_not_kernel(q) or _native.why_no_cpu()
 
 
-def _supports_triton(q, k, v, *extras) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_triton(q, k, v, *extras) -> str | None:
     return _why_not_kernel(q) or backends.why_no_triton(q.device, (q.dtype,))
 
 
@@ -63,39 +63,40 @@ def _why_not_kernel(q: Tensor) -> str | None:
     return None
 
 
-def _forward_reference(q, k, v, out, lse, extras) -> None:  # type: ignore[no-untyped-def]
+def _forward_reference(q, k, v, out, lse, extras) -> None:
     result, log_sum_exp = reference_forward(q, k, v, **extras._asdict())
     out.copy_(result)
     lse.copy_(log_sum_exp)
 
 
-def _backward_reference(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:  # type: ignore[no-untyped-def]
+def _backward_reference(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:
     gradients = reference_backward(dout, q, k, v, out, lse, **extras._asdict())
     for written, gradient in zip((dq, dk, dv), gradients, strict=True):
         written.copy_(gradient)
 
 
-def _forward_cpu(q, k, v, out, lse, extras) -> None:  # type: ignore[no-untyped-def]
+def _forward_cpu(q, k, v, out, lse, extras) -> None:
     views = map(_native.view, (q, k, v, out, lse))
     _native.cpu().masked_attention_forward(*views, *_native_extras(extras), torch.get_num_threads())
 
 
-def _backward_cpu(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:  # type: ignore[no-untyped-def]
+def _backward_cpu(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:
     views = map(_native.view, (dout, q, k, v, out, lse, dq, dk, dv))
     _native.cpu().masked_attention_backward(*views, *_native_extras(extras), torch.get_num_threads())
 
 
 def _native_extras(extras: Extras) -> list[Any]:
-    return [_native.view(value) if index in _TENSOR_EXTRAS else value for index, value in enumerate(extras)]
+    values: tuple[Any, ...] = extras
+    return [_native.view(value) if index in _TENSOR_EXTRAS else value for index, value in enumerate(values)]
 
 
-def _forward_triton(q, k, v, out, lse, extras) -> None:  # type: ignore[no-untyped-def]
+def _forward_triton(q, k, v, out, lse, extras) -> None:
     from ..kernels import masked_attention as kernel
 
     kernel.forward(q, k, v, out, lse, **extras._asdict())
 
 
-def _backward_triton(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:  # type: ignore[no-untyped-def]
+def _backward_triton(dout, q, k, v, out, lse, dq, dk, dv, extras) -> None:
     from ..kernels import masked_attention as kernel
 
     kernel.backward(dout, q, k, v, out, lse, dq, dk, dv, **extras._asdict())
@@ -131,9 +132,10 @@ def _new_gradients(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Ten
     return _heads_last(q), _heads_last(k), _heads_last(v)
 
 
-def _split(qkv: Tensor) -> tuple[Tensor, ...]:
+def _split(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Views (B, H, N, D) of packed (B, N, 3, H, D)."""
-    return tuple(part.transpose(1, 2) for part in qkv.unbind(2))
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    return q, k, v
 
 
 def _unit_stride(x: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 
 def _check_values(q: Tensor, k: Tensor, extras: Extras) -> None:
-    """Raises ValueError for lengths that would lead outside a tensor. On a GPU it would have to wait for the device: only on request."""
+    """Raises ValueError for lengths that lead outside a tensor. On a GPU that would wait for the device: only on request."""
     if q.device.type != "cpu" and os.environ.get("JEPA_KERNELS_CHECK") != "1":
         return
     if extras.key_lengths is not None:
@@ -158,7 +160,7 @@ def _check_values(q: Tensor, k: Tensor, extras: Extras) -> None:
 def _check_cu_seqlens(bounds: list[int], max_seqlen: int, total: int) -> None:
     if bounds[0] != 0 or bounds[-1] != total:
         raise ValueError(
-            f"masked_attention: Ragged.cu_seqlens runs from {bounds[0]} to {bounds[-1]}; it must run from 0 to the token count {total}"
+            f"masked_attention: Ragged.cu_seqlens run from {bounds[0]} to {bounds[-1]}; they must run from 0 to {total}"
         )
     for index, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
         if stop < start:
@@ -253,8 +255,10 @@ def _restore(ctx: Any) -> tuple[tuple[Tensor, ...], list[Any]]:
     return saved[: ctx.leading + 2], extras
 
 
-def _differentiate(ctx: Any, dout: Tensor, _: None) -> tuple[Any, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, _: None) -> tuple[Any, ...]:
     tensors, extras = _restore(ctx)
+    if dout is None:
+        return (None,) * (ctx.leading + len(extras))
     backward = masked_attention_backward if ctx.leading == 3 else masked_attention_packed_backward
     with backends.backend(ctx.backend):
         gradients = backward(dout, *tensors, *extras)

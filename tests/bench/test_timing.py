@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from jepa_kernels.bench.statistics import Ratio, paired_ratio, summarise
 from jepa_kernels.bench.timing import TimingOptions, WallClock, flags, interleave, warm_up
 

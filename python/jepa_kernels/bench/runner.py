@@ -272,7 +272,7 @@ def _rates(summary: Summary, work: Work | None, dtype: str, ceilings: Ceilings) 
     if compute > 1:
         above.append(f"above the measured {dtype} matrix rate")
     if copy > 1:
-        above.append("above the measured copy bandwidth (data stays in cache)")
+        above.append("above the measured copy bandwidth")
     rates = {
         "flops_per_s": flops,
         "bytes_per_s": moved,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite

@@ -1,0 +1,88 @@
+"""Calls prepared once for tensors that stay: native code keeps their addresses, and a quick look each step says whether they still hold."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import backends
+
+_KEPT = 16  # prepared calls of one operator
+
+
+class TensorWatch:
+    """Tensors by identity with what native code knows of each: address, element type, element count.
+
+    Weak references: a watch keeps no tensor alive, and one that died matches nothing. Shape and strides need no look of their own, as
+    nothing changes them in place without moving or resizing the tensor, except `Tensor.set_` and assignments to `Tensor.data`.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._references = [weakref.ref(tensor) for tensor in tensors]
+        self._layout = _layout(tensors)
+
+    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the very tensors of the watch, in its order, where they were."""
+        return (
+            len(tensors) == len(self._references)
+            and all(map(operator.is_, [reference() for reference in self._references], tensors))
+            and _layout(tensors) == self._layout
+        )
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int]]:
+    return (
+        [tensor.data_ptr() for tensor in tensors],
+        [tensor.dtype for tensor in tensors],
+        [tensor.numel() for tensor in tensors],
+    )
+
+
+def direct() -> bool:
+    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its tensors."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+
+
+class PlanCache:
+    """Prepared calls of one operator, found again by the tensors they were prepared for."""
+
+    def __init__(self, operator_name: str) -> None:
+        self._operator_name = operator_name
+        self._plans: OrderedDict[tuple[int, int], tuple[TensorWatch, str | None, Callable[..., None]]] = OrderedDict()
+
+    def find(self, tensors: Sequence[Tensor]) -> Callable[..., None] | None:
+        """The prepared call for exactly these tensors under the backend that is now forced, or None."""
+        if not tensors or not direct():
+            return None
+        key = (id(tensors[0]), len(tensors))
+        watch, forced, run = self._plans.get(key, (None, None, None))
+        if watch is None or forced != backends.forced(self._operator_name) or not watch.unchanged(tensors):
+            return None
+        self._plans.move_to_end(key)
+        return run
+
+    def keep(self, tensors: Sequence[Tensor], run: Callable[..., None]) -> None:
+        """Remembers a prepared call. Tensors of other classes, or without an address, are left to the dispatcher every time."""
+        plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
+        if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
+            return
+        self._plans[id(tensors[0]), len(tensors)] = (TensorWatch(tensors), backends.forced(self._operator_name), run)
+        while len(self._plans) > _KEPT:
+            self._plans.popitem(last=False)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value raises."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def prepared(operator_entry: Any, tensors: Sequence[Tensor], arguments: Sequence[Any], lists: Sequence[Any]) -> Callable[..., None] | None:
+    """The prepared call that the resolved backend makes of these lists of tensors, or None where it has none."""
+    plan = backends.resolve(operator_entry, tensors[0].device, arguments).functions.get("plan")
+    return None if plan is None else plan(*lists)

@@ -94,7 +94,7 @@ void AdamWTensors::set_grad(size_t tensor, const void* grad, DType dtype) {
 double AdamWTensors::sum_of_squares(int num_threads) const {
   const auto kernel = kernels().sum_squares;
   std::vector<double> partial(static_cast<size_t>(items_->count()), 0.0);
-  parallel_for(items_->count(), num_threads, [&](int64_t item) {
+  parallel_for(items_->count(), items_->threads(num_threads), [&](int64_t item) {
     double sum = 0.0;
     for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c) sum += kernel(tensors_[c->tensor], c->begin, c->end);
     partial[static_cast<size_t>(item)] = sum;
@@ -115,7 +115,7 @@ void AdamWTensors::update(const std::vector<AdamWGroup>& groups, double momentum
     of_tensor.push_back(coefficients(groups[static_cast<size_t>(t.group)], *t.step, momentum, grad_factor, stream));
   }
   const auto kernel = kernels().update;
-  parallel_for(items_->count(), num_threads, [&](int64_t item) {
+  parallel_for(items_->count(), items_->threads(num_threads), [&](int64_t item) {
     for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c)
       kernel(tensors_[c->tensor], c->begin, c->end, of_tensor[c->tensor]);
   });

@@ -34,6 +34,11 @@ class WorkItems {
   int64_t count() const { return static_cast<int64_t>(first_chunk_.size()); }
   int64_t elements() const { return elements_; }
 
+  // Threads that pay: each should have about 0.1 ms of work, many times what it costs to wake and to wait for it.
+  int threads(int available) const {
+    return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(available, elements_ / kElementsOfThread)));
+  }
+
   // The chunks of one share.
   const Chunk* begin(int64_t item) const { return chunks_.data() + first_chunk_[static_cast<size_t>(item)]; }
   const Chunk* end(int64_t item) const {
@@ -42,6 +47,8 @@ class WorkItems {
   }
 
  private:
+  static constexpr int64_t kElementsOfThread = int64_t{1} << 20;
+
   std::vector<Chunk> chunks_;
   std::vector<size_t> first_chunk_;
   int64_t open_elements_ = 0;

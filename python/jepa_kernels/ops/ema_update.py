@@ -48,24 +48,24 @@ def _why_not_flat(targets: Sequence[Tensor], shadows: Sequence[Tensor]) -> str |
     return None
 
 
-def _supports_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_reference(targets, online, shadows, *scalars) -> str | None:
     return None
 
 
-def _supports_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_cpu(targets, online, shadows, *scalars) -> str | None:
     if targets[0].device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {targets[0].device}"
     return _native.why_no_cpu() or _why_not_flat(targets, shadows)
 
 
-def _supports_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_triton(targets, online, shadows, *scalars) -> str | None:
     dtypes = {tensor.dtype for tensor in (*targets, *online, *shadows)}
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference, cpu or cuda backend"
     return backends.why_no_triton(targets[0].device, tuple(dtypes)) or _why_not_flat(targets, shadows)
 
 
-def _supports_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_cuda(targets, online, shadows, *scalars) -> str | None:
     if targets[0].device.type != "cuda":
         return f"cuda kernels need CUDA tensors, got {targets[0].device}"
     for index, (target, source) in enumerate(zip(targets, online, strict=True)):
@@ -233,6 +233,11 @@ OPERATOR = register(
 
 # Calls prepared for tensors that come again, every step.
 PLANS = PlanCache("ema_update")
+
+
+def forced() -> str | None:
+    """The backend that the context or the environment forces for this operator."""
+    return backends.forced("ema_update")
 
 
 def remember(targets: list[Tensor], online: list[Tensor], shadows: list[Tensor]) -> None:

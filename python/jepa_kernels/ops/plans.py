@@ -11,24 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import backends
+from .. import _native, backends
 
 _KEPT = 16  # prepared calls of one operator
 
 
-class TensorWatch:
-    """Tensors by identity with what native code knows of each: address, element type, element count.
-
-    Weak references: a watch keeps no tensor alive, and one that died matches nothing. Shape and strides need no look of their own, as
-    nothing changes them in place without moving or resizing the tensor, except `Tensor.set_` and assignments to `Tensor.data`.
-    """
+class _TensorWatch:
+    """The native `TensorWatch` in Python, for installations without native code."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._references = [weakref.ref(tensor) for tensor in tensors]
         self._layout = _layout(tensors)
 
-    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the very tensors of the watch, in its order, where they were."""
+    def unchanged(self, tensors: list[Tensor]) -> bool:
         return (
             len(tensors) == len(self._references)
             and all(map(operator.is_, [reference() for reference in self._references], tensors))
@@ -36,12 +31,39 @@ class TensorWatch:
         )
 
 
-def _layout(tensors: Sequence[Tensor]) -> tuple[list[int], list[torch.dtype], list[int]]:
-    return (
-        [tensor.data_ptr() for tensor in tensors],
-        [tensor.dtype for tensor in tensors],
-        [tensor.numel() for tensor in tensors],
-    )
+def _layout(tensors: Sequence[Tensor]) -> list[tuple[int, torch.dtype, int]]:
+    return [(tensor.data_ptr(), tensor.dtype, tensor.numel()) for tensor in tensors]
+
+
+class _SlotWatch:
+    """The native `SlotWatch` in Python, for installations without native code."""
+
+    def __init__(self, dictionaries: list[dict[str, Any]]) -> None:
+        self._seen = [(dictionary, dict(dictionary)) for dictionary in dictionaries]
+
+    def unchanged(self) -> bool:
+        return all(
+            len(dictionary) == len(seen) and all(dictionary.get(key) is value for key, value in seen.items())
+            for dictionary, seen in self._seen
+        )
+
+
+def watch_tensors(tensors: list[Tensor], *, addresses_only: bool = False) -> Any:
+    """An object whose `unchanged(tensors)` says whether these are the very same tensors, where they were.
+
+    Compared are identity, address, element type and element count. Only views of one storage can differ in shape and still agree in all
+    of these. The references are weak: a watch keeps no tensor alive, and one that died matches nothing. `addresses_only` leaves out type
+    and count; it is enough while the caller keeps the storages alive, as then no other storage can lie at their addresses.
+    """
+    if _native.why_no_cpu():
+        return _TensorWatch(tensors)
+    base = torch._C.TensorBase
+    return _native.cpu().TensorWatch(tensors, base.data_ptr, base.numel, base.dtype, addresses_only)
+
+
+def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:
+    """An object whose `unchanged()` says whether these dictionaries still hold the same objects under the same keys."""
+    return _SlotWatch(dictionaries) if _native.why_no_cpu() else _native.cpu().SlotWatch(dictionaries)
 
 
 def direct() -> bool:
@@ -54,7 +76,7 @@ class PlanCache:
 
     def __init__(self, operator_name: str) -> None:
         self._operator_name = operator_name
-        self._plans: OrderedDict[tuple[int, int], tuple[TensorWatch, str | None, Callable[..., None]]] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, int], tuple[Any, str | None, Callable[..., None]]] = OrderedDict()
 
     def find(self, tensors: Sequence[Tensor]) -> Callable[..., None] | None:
         """The prepared call for exactly these tensors under the backend that is now forced, or None."""
@@ -72,7 +94,7 @@ class PlanCache:
         plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
         if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
             return
-        self._plans[id(tensors[0]), len(tensors)] = (TensorWatch(tensors), backends.forced(self._operator_name), run)
+        self._plans[id(tensors[0]), len(tensors)] = (watch_tensors(list(tensors)), backends.forced(self._operator_name), run)
         while len(self._plans) > _KEPT:
             self._plans.popitem(last=False)
 

@@ -1,7 +1,8 @@
 """Unfused twins of every public function in plain PyTorch: the definition of what is right, in any dtype up to float64."""
 
+from .adamw_ema import adamw_ema_
 from .ema_update import ema_update_
 from .masked_attention import masked_attention
 from .patch_embed import patch_embed
 
-__all__ = ["ema_update_", "masked_attention", "patch_embed"]
+__all__ = ["adamw_ema_", "ema_update_", "masked_attention", "patch_embed"]

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import TRITON_DTYPES, AotCase
+from ._common import TRITON_DTYPES, AotCase, lerp
 
 _BLOCK = 2048
 _ROW = tl.constexpr(5)  # target, online, shadow, element count, place in the caller's list
@@ -57,11 +57,7 @@ def _update_block(
     inside = offsets < numel if MASKED else None
     old = tl.load(target + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
     new = tl.load(online + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
-    # torch.lerp's two branches: exact at both ends.
-    difference = new - old
-    near_target = tl.fma(difference, tl.zeros_like(old) + weight, old)
-    near_online = tl.fma(difference, tl.zeros_like(old) + (weight - 1.0), new)
-    value = tl.where(weight < 0.5, near_target, near_online)
+    value = lerp(old, new, weight)
     if STOCHASTIC:
         stored = _to_bf16_stochastic(value, _random16(first, seed, index, BLOCK))
     else:

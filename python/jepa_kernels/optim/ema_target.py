@@ -143,7 +143,6 @@ class EMATarget:
         device = self.targets[0].device if self.targets else torch.device("cpu")
         return checked_momentum(self.momentum(self.step) if momentum is None else momentum, device, "EMATarget")
 
-    @torch.no_grad()
     def update(self, momentum: float | Tensor | None = None) -> None:
         """One step of the target towards the online module; `momentum` takes the place of the schedule's for this step."""
         self.refresh()
@@ -169,6 +168,7 @@ class EMATarget:
             seed=(self.seed + self.step) % 2**63,
         )
 
+    @torch.no_grad()
     def finish_step(self, skipped: bool | Tensor = False) -> None:
         """Copies buffers where that was asked for and counts the step. A step that was skipped counts, but copies nothing."""
         if isinstance(skipped, Tensor):

@@ -6,6 +6,7 @@
 
 #include "jepa/ema_update_cuda.h"
 #include "jepa/float_types.h"
+#include "jepa/lerp_cuda.h"
 #include "jepa/philox.h"
 
 namespace jepa {
@@ -24,16 +25,6 @@ struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
 
 struct NoShadow {};
 
-// torch.lerp's two branches: exact at both ends.
-__device__ inline float lerp(float target, float online, float weight) {
-  const float difference = online - target;
-  return weight < 0.5f ? fmaf(weight, difference, target) : fmaf(weight - 1.0f, difference, online);
-}
-__device__ inline double lerp(double target, double online, double weight) {
-  const double difference = online - target;
-  return weight < 0.5 ? fma(weight, difference, target) : fma(weight - 1.0, difference, online);
-}
-
 template <typename Target>
 using Accumulator = decltype(to_float(Target{}));
 
@@ -47,8 +38,7 @@ __device__ inline Target rounded(Accumulator<Target> value, const Philox4& rando
 
 template <typename Target, typename Online, typename Shadow, bool kStochastic>
 __global__ void __launch_bounds__(kThreads)
-    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, double weight, uint64_t seed, int chunk,
-                      bool aligned) {
+    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, EmaStep step, int chunk, bool aligned) {
   using A = Accumulator<Target>;
   const int64_t* row = table + kRow * static_cast<int64_t>(chunks[2 * blockIdx.x]);
   const int64_t begin = static_cast<int64_t>(chunks[2 * blockIdx.x + 1]) * chunk;
@@ -57,7 +47,8 @@ __global__ void __launch_bounds__(kThreads)
   Shadow* shadow = reinterpret_cast<Shadow*>(row[2]);
   const int64_t end = min(begin + chunk, row[3]);
   const uint32_t index = static_cast<uint32_t>(row[4]);
-  const A w = static_cast<A>(weight);
+  const A w = static_cast<A>(step.momentum == nullptr ? step.weight : 1.0 - *step.momentum);
+  const uint64_t seed = step.seed_address == nullptr ? step.seed : static_cast<uint64_t>(*step.seed_address);
 
   for (int64_t first = begin + threadIdx.x * kVector; first < end; first += kThreads * kVector) {
     Philox4 random{};
@@ -89,7 +80,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Target, typename Online, typename Shadow, bool kStochastic>
 void launch(const EmaPlan& plan, const EmaStep& step, cudaStream_t stream) {
   ema_update_kernel<Target, Online, Shadow, kStochastic><<<static_cast<unsigned>(plan.programs), kThreads, 0, stream>>>(
-      plan.table, plan.chunks, step.weight, step.seed, plan.chunk, plan.aligned);
+      plan.table, plan.chunks, step, plan.chunk, plan.aligned);
 }
 
 template <typename Target, typename Online, typename Shadow>

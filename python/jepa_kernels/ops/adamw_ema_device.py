@@ -36,7 +36,11 @@ class DevicePlan:
     """
 
     def __init__(self, tensors: Tensors, backend: str) -> None:
-        self._backend, self._tensors = backend, tensors
+        self._backend = backend
+        self._build(tensors)
+
+    def _build(self, tensors: Tensors) -> None:
+        self._tensors = tensors
         self._device = tensors.params[0].device
         self._grads = like(tensors.params, tensors.grads)
         columns = [[tensor.data_ptr() for tensor in column] for column in (tensors.params, *tensors[2:8])]
@@ -81,7 +85,7 @@ class DevicePlan:
             for grad, old, new, address in zip(grads, self._grads, addresses, self._addresses, strict=True)
         )
         if not same_kinds:
-            self.__init__(self._tensors._replace(grads=grads), self._backend)  # type: ignore[misc]
+            self._build(self._tensors._replace(grads=grads))
             return
         self._grads = grads
         if addresses != self._addresses:

@@ -154,7 +154,8 @@ class AdamWEMA(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None, *, momentum: float | Tensor | None = None) -> Any:  # type: ignore[override]
         """One step; `momentum` takes the place of the target's schedule for this step."""
-        self._cuda_graph_capture_health_check()
+        # Renamed after torch 2.11.
+        (getattr(self, "_accelerator_graph_capture_health_check", None) or self._cuda_graph_capture_health_check)()
         loss = None
         if closure is not None:
             with torch.enable_grad():

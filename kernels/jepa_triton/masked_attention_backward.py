@@ -22,12 +22,9 @@ from .segments import (
     unrotate_segments,
     zero_segments,
 )
-from .masked_attention_bounds import first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
+from .masked_attention_bounds import RUNTIME_INTEGERS, first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-RUNTIME_INTEGERS = (
-    "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset"
-)  # fmt: skip
 
 
 @triton.jit
@@ -56,7 +53,7 @@ def _query_gradient_tile(
 
 @triton.jit
 def _query_gradient_range(
-    dq, q, dout, lse, delta, limits, begin, end, k_base, k_row, v_base, v_row, mask_base, mask_row, mask_col,
+    dq, q, dout, lse, delta, limits, begin, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
     queries_left, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
@@ -69,8 +66,7 @@ def _query_gradient_range(
         k_tile = k_base + start * k_row
         v_tile = v_base + start * v_row
         if mask_base is not None:
-            mask_tile = mask_base + start * mask_col
-            visible = load_bool_tile(mask_tile, mask_row, mask_col, queries_left, keys_left, limits.shape[0], BLOCK_N)
+            visible = load_bool_tile(mask_base + start, mask_row, 1, queries_left, keys_left, limits.shape[0], BLOCK_N)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 dq = _query_gradient_tile(
                     dq, q, dout, lse, delta, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
@@ -95,10 +91,10 @@ def query_gradient_kernel(
     dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
     out_stride_b: tl.int64, out_stride_h: tl.int64, out_stride_n: tl.int64,
     dq_stride_b: tl.int64, dq_stride_h: tl.int64, dq_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head."""
@@ -139,8 +135,10 @@ def query_gradient_kernel(
     k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
     v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_q
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
     limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
     last = tl.minimum(row + BLOCK_M, query_count) - 1
     end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
@@ -150,12 +148,12 @@ def query_gradient_kernel(
         unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         dq = _query_gradient_range(
-            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, mask_stride_q,
-            mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, 0,
+            left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, False,
         )  # fmt: skip
     dq = _query_gradient_range(
-        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_stride_q,
-        mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
+        left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, True,
     )  # fmt: skip
 
     dq = scale_segments(dq, scale)
@@ -198,7 +196,7 @@ def _key_gradient_tile(
 @triton.jit
 def _key_gradient_range(
     dk, dv, k, v, first_queries, keys_left, begin, end, query_count,
-    q_base, q_row, dout_base, dout_row, lse_base, delta_base, mask_base, mask_row, mask_col, scale_log2,
+    q_base, q_row, dout_base, dout_row, lse_base, delta_base, mask_base, mask_row, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) plus the queries [begin, end). MASKED: query i counts for the keys whose first_queries is at most i."""
@@ -209,7 +207,7 @@ def _key_gradient_range(
         left = query_count - start
         if mask_base is not None:
             mask_tile = mask_base + start * mask_row
-            visible = load_bool_tile(mask_tile, mask_col, mask_row, keys_left, left, first_queries.shape[0], BLOCK_M)
+            visible = load_bool_tile(mask_tile, 1, mask_row, keys_left, left, first_queries.shape[0], BLOCK_M)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 dk, dv = _key_gradient_tile(
                     dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
@@ -234,10 +232,10 @@ def key_gradient_kernel(
     dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
     dk_stride_b: tl.int64, dk_stride_h: tl.int64, dk_stride_n: tl.int64,
     dv_stride_b: tl.int64, dv_stride_h: tl.int64, dv_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv for one tile of BLOCK_N keys of one head. Scores are held transposed, [N, M], so both sums are plain products."""
@@ -278,8 +276,10 @@ def key_gradient_kernel(
     dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + first * dout_stride_n) * STRIDE_UNIT
     statistics = (batch.to(tl.int64) * num_heads + head) * query_len + first
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_k
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row
     keys = row + tl.arange(0, BLOCK_N)  # [N]
     first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
     begin = 0
@@ -295,14 +295,14 @@ def key_gradient_kernel(
             masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_stride_q, mask_stride_k, scale * LOG2_E,
+            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_row, scale * LOG2_E,
             HEAD_DIM, SEGMENTS, BLOCK_M, True,
         )  # fmt: skip
         begin = masked_end
     if mask_ptr is None:
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, None, mask_stride_q, mask_stride_k, scale * LOG2_E,
+            lse_ptr + statistics, delta_ptr + statistics, None, 0, scale * LOG2_E,
             HEAD_DIM, SEGMENTS, BLOCK_M, False,
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from .segments import (
     store_zero_rows,
     zero_segments,
 )
-from .masked_attention_bounds import grid_entry, key_limit, load_bool_tile, sequence_bounds
+from .masked_attention_bounds import RUNTIME_INTEGERS, grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -55,7 +55,7 @@ def _attend_tile(
 @triton.jit
 def _attend_range(
     accumulators, row_max, row_sum, q, limits, begin, end,
-    k_base, k_row, v_base, v_row, mask_base, mask_row, mask_col, queries_left, scale_log2,
+    k_base, k_row, v_base, v_row, mask_base, mask_row, queries_left, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Keys [begin, end). MASKED: key j counts for the rows whose limit exceeds j, or where the boolean mask is true."""
@@ -67,8 +67,7 @@ def _attend_range(
         k_tile = k_base + start * k_row
         v_tile = v_base + start * v_row
         if mask_base is not None:
-            mask_tile = mask_base + start * mask_col
-            visible = load_bool_tile(mask_tile, mask_row, mask_col, queries_left, keys_left, limits.shape[0], BLOCK_N)
+            visible = load_bool_tile(mask_base + start, mask_row, 1, queries_left, keys_left, limits.shape[0], BLOCK_N)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 accumulators, row_max, row_sum = _attend_tile(
                     accumulators, row_max, row_sum, q, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
@@ -83,21 +82,17 @@ def _attend_range(
     return accumulators, row_max, row_sum
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, key_lengths_ptr, cu_seqlens_ptr, cos_ptr, sin_ptr,
     q_stride_b: tl.int64, q_stride_h: tl.int64, q_stride_n: tl.int64,
     k_stride_b: tl.int64, k_stride_h: tl.int64, k_stride_n: tl.int64,
     v_stride_b: tl.int64, v_stride_h: tl.int64, v_stride_n: tl.int64,
     out_stride_b: tl.int64, out_stride_h: tl.int64, out_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
     NEGATIVE_SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T) for one tile of BLOCK_M queries of one head.
@@ -142,8 +137,10 @@ def forward_kernel(
     k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
     v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_q
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
     limits = key_limit(queries, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
     last = tl.minimum(row + BLOCK_M, query_count) - 1
     end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
@@ -156,11 +153,11 @@ def forward_kernel(
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         accumulators, row_max, row_sum = _attend_range(
             accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
-            None, mask_stride_q, mask_stride_k, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+            None, 0, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, False,
         )  # fmt: skip
     accumulators, row_max, row_sum = _attend_range(
         accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
-        mask_base, mask_stride_q, mask_stride_k, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+        mask_base, mask_row, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, True,
     )  # fmt: skip
 
     # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.

@@ -1,6 +1,20 @@
 """Tiles"""
+from typing import NamedTuple
 import torch
-def forward_tile(head_dim, dtype, q_len, k_len, capability):
+class Tile(NamedTuple):
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def constants(self) -> dict[str, int]:
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
+
+    def options(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+def forward_tile(arch, head_dim, dtype, q_len):
     if dtype == torch.float32:
-        return {"BLOCK_M": 32, "BLOCK_N": 32}, {"num_warps": 4, "num_stages": 1}
-    return {"BLOCK_M": 64, "BLOCK_N": 64}, {"num_warps": 4, "num_stages": 2}
+        return Tile(32,32,4,1)
+    return Tile(64,64,4,2)
+query_gradient_tile = key_gradient_tile=forward_tile

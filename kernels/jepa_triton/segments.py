@@ -141,15 +141,6 @@ def sum_products(a, b):
 
 
 @triton.jit
-def sum_products(a, b):
-    """Row sums of a * b over all segments, in float32: [ROWS]."""
-    total = tl.sum(a[0].to(tl.float32) * b[0].to(tl.float32), axis=1)
-    for i in tl.static_range(1, len(a)):
-        total += tl.sum(a[i].to(tl.float32) * b[i].to(tl.float32), axis=1)
-    return total
-
-
-@triton.jit
 def swap_pairs(x):
     """Channel c takes the place of its partner c ^ 1. Both lie in one thread, so this moves no data between threads."""
     even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))

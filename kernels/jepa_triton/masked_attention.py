@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -62,8 +61,8 @@ class Extras:
             "tokens_per_frame": self.tokens_per_frame,
             # Frames beyond either end change nothing, and this keeps the product with tokens_per_frame in int32.
             "query_frame_offset": max(-frames, min(self.query_frame_offset, frames)),
-            "HEAD_DIM": head_dim, "SEGMENTS": head_dim_segments(head_dim), "STRIDE_UNIT": unit,
-            "FRAME_CAUSAL": self.tokens_per_frame > 0,
+            "HEAD_DIM": head_dim, "SEGMENTS": head_dim_segments(head_dim, narrow=q.dtype == torch.float32), "STRIDE_UNIT": unit,
+            "FRAME_CAUSAL": self.tokens_per_frame > 0, "CHANNEL_LOOP": q.dtype == torch.float32,
         }  # fmt: skip
 
 
@@ -81,7 +80,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **extras:
     Moves q, k, v, out and lse once from DRAM (k and v again from L2 for each query tile), with RoPE also k in and out of a
     workspace; 4 D flops for each head and visible pair, rounded up to tiles. Bitwise repeatable.
     """
-    for launch in forward_launches(q, k, v, out, lse, Extras(**extras), _architecture(q.device)):
+    for launch in forward_launches(q, k, v, out, lse, Extras(**extras)):
         launch.run()
 
 
@@ -97,27 +96,32 @@ def backward(
     """
     if dout.stride(-1) != 1:  # such as the gradient of a sum, a broadcast scalar
         dout = dout.contiguous()
-    for launch in backward_launches(dout, q, k, v, out, lse, dq, dk, dv, Extras(**extras), _architecture(q.device)):
+    for launch in backward_launches(dout, q, k, v, out, lse, dq, dk, dv, Extras(**extras)):
         launch.run()
 
 
 def forward_launches(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Extras, architecture: int
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Extras
 ) -> list[Launch]:
     """The kernel calls of `forward`; tensors may be on the meta device."""
     _check(lse, q=q, k=k, v=v, out=out)
     batch, heads, query_len, head_dim = q.shape
     launches = []
-    if extras.k_cos is not None and extras.k_sin is not None:
-        k, launch = rotation(k, extras.k_cos, extras.k_sin)
-        launches.append(launch)
+    q_cos, q_sin = extras.q_cos, extras.q_sin
+    if q_cos is not None and q_sin is not None and extras.k_cos is not None and extras.k_sin is not None:
+        k, rotate_k = rotation(k, extras.k_cos, extras.k_sin)
+        launches.append(rotate_k)
+        if q.dtype == torch.float32:  # CHANNEL_LOOP reads q more than once
+            q, rotate_q = rotation(q, q_cos, q_sin)
+            launches.append(rotate_q)
+            q_cos = q_sin = None
     rows = query_len if extras.cu_seqlens is None else extras.max_seqlen
-    tile = forward_tile(architecture, head_dim, q.dtype, rows)
-    unit = stride_unit(q, k, v, out, extras.q_cos, extras.q_sin)
+    tile = forward_tile(head_dim, q.dtype, rows, extras.bool_mask is not None)
+    unit = stride_unit(q, k, v, out, q_cos, q_sin)
     tiles = triton.cdiv(rows, tile.block_m)
     arguments = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **extras.arguments(q, k, unit),
-        **_strides(unit, q=q, k=k, v=v, out=out), **_table_arguments(extras.q_cos, extras.q_sin, unit),
+        **_strides(unit, q=q, k=k, v=v, out=out), **_table_arguments(q_cos, q_sin, unit),
         "num_tiles": tiles, "scale_log2": abs(extras.scale) * LOG2_E, "NEGATIVE_SCALE": extras.scale < 0, **tile.constants(),
     }  # fmt: skip
     launches.append(Launch(forward_kernel, tiles * heads * extras.entries(batch), arguments, tile.options()))
@@ -126,7 +130,7 @@ def forward_launches(
 
 def backward_launches(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor,
-    extras: Extras, architecture: int,
+    extras: Extras,
 ) -> list[Launch]:  # fmt: skip
     """The kernel calls of `backward`; tensors may be on the meta device."""
     _check(lse, dout=dout, q=q, k=k, v=v, out=out, dq=dq, dk=dk, dv=dv)
@@ -146,7 +150,7 @@ def backward_launches(
     }  # fmt: skip
 
     rows = query_len if extras.cu_seqlens is None else extras.max_seqlen
-    tile = query_gradient_tile(architecture, head_dim, q.dtype, rows)
+    tile = query_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
     tiles = triton.cdiv(rows, tile.block_m)
     arguments = {
         **common, "out_ptr": out, "dq_ptr": dq, **_strides(unit, out=out, dq=dq),
@@ -155,7 +159,7 @@ def backward_launches(
     launches.append(Launch(query_gradient_kernel, tiles * heads * entries, arguments, tile.options()))
 
     rows = k.shape[2] if extras.cu_seqlens is None else extras.max_seqlen
-    tile = key_gradient_tile(architecture, head_dim, q.dtype, rows)
+    tile = key_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
     tiles = triton.cdiv(rows, tile.block_n)
     arguments = {
         **common, "dk_ptr": dk, "dv_ptr": dv, **_strides(unit, dk=dk, dv=dv),
@@ -191,12 +195,3 @@ def _strides(unit: int, **tensors: Tensor) -> dict[str, int]:
 def _table_arguments(cos: Tensor | None, sin: Tensor | None, unit: int) -> dict[str, Any]:
     strides = {**stride_arguments("cos", cos, "bn", unit), **stride_arguments("sin", sin, "bn", unit)}
     return {"cos_ptr": cos, "sin_ptr": sin, **strides}
-
-
-@functools.lru_cache(maxsize=64)
-def _architecture(device: torch.device) -> int:
-    """Such as 90 for sm_90. Tensors elsewhere than on a GPU come from the interpreter, where any tile is right."""
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor

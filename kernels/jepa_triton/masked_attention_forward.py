@@ -4,7 +4,9 @@ import triton
 import triton.language as tl
 
 from .segments import (
+    MIN_SEGMENT,
     dot_accumulate,
+    dot_rows,
     dot_transposed,
     keep_rows,
     load_segments,
@@ -39,11 +41,18 @@ def _update_softmax(scores, visible, row_max, row_sum, scale_log2, MASKED: tl.co
 @triton.jit
 def _attend_tile(
     accumulators, row_max, row_sum, q, visible, keys_left, k_base, k_row, v_base, v_row, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
 ):  # fmt: skip
     """Adds the keys of one tile to (accumulators [M, D], row_max [M], row_sum [M])."""
-    k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-    scores = dot_transposed(q, k)  # [M, N]
+    if CHANNEL_LOOP:
+        block_m: tl.constexpr = row_max.shape[0]
+        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, MIN_SEGMENT, HEAD_DIM)  # [M, N]
+    else:
+        k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+        scores = dot_transposed(q, k)  # [M, N]
+    if NEGATIVE_SCALE:  # the running maximum is taken before scaling
+        scores = -scores
     weights, decay, row_max, row_sum = _update_softmax(scores, visible, row_max, row_sum, scale_log2, MASKED)
     v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
     if BOOL_MASK:
@@ -56,7 +65,8 @@ def _attend_tile(
 def _attend_range(
     accumulators, row_max, row_sum, q, limits, begin, end,
     k_base, k_row, v_base, v_row, mask_base, mask_row, queries_left, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Keys [begin, end). MASKED: key j counts for the rows whose limit exceeds j, or where the boolean mask is true."""
     keys = tl.arange(0, BLOCK_N)
@@ -71,13 +81,13 @@ def _attend_range(
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 accumulators, row_max, row_sum = _attend_tile(
                     accumulators, row_max, row_sum, q, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                    HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, True,
+                    HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, MASKED, True,
                 )  # fmt: skip
         else:
             visible = start + keys[None, :] < limits[:, None]  # [M, N]
             accumulators, row_max, row_sum = _attend_tile(
                 accumulators, row_max, row_sum, q, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, False,
+                HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, MASKED, False,
             )  # fmt: skip
     return accumulators, row_max, row_sum
 
@@ -93,11 +103,12 @@ def forward_kernel(
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    NEGATIVE_SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T) for one tile of BLOCK_M queries of one head.
 
-    k comes rotated already; q is rotated here, where each row is read once. scale_log2 = |scale| log2(e).
+    k comes rotated already; q is rotated here, where each row is read once, unless CHANNEL_LOOP reads it again for each
+    tile of keys: then it comes rotated and without tables. scale_log2 = |scale| log2(e).
     """
     tile, head, entry = grid_entry(num_tiles, num_heads)
     batch, first, query_count, key_count = sequence_bounds(
@@ -120,7 +131,10 @@ def forward_kernel(
 
     q_row = q_stride_n * STRIDE_UNIT
     q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + first * q_stride_n) * STRIDE_UNIT + row * q_row
-    q = load_segments(q_base, q_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    if CHANNEL_LOOP:
+        q = (q_base, q_row, query_count - row)
+    else:
+        q = load_segments(q_base, q_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     if cos_ptr is not None:
         cos_row = cos_stride_n * STRIDE_UNIT
         sin_row = sin_stride_n * STRIDE_UNIT
@@ -129,8 +143,6 @@ def forward_kernel(
         cos = load_segments(cos_base, cos_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
         sin = load_segments(sin_base, sin_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
         q = rotate_segments(q, cos, sin)
-    if NEGATIVE_SCALE:  # the running maximum is taken before scaling, so the sign moves into q
-        q = scale_segments(q, tl.full([1, 1], -1.0, q[0].dtype))
 
     k_row = k_stride_n * STRIDE_UNIT
     v_row = v_stride_n * STRIDE_UNIT
@@ -153,11 +165,13 @@ def forward_kernel(
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         accumulators, row_max, row_sum = _attend_range(
             accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
-            None, 0, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+            None, 0, query_count - row,
+            scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
         )  # fmt: skip
     accumulators, row_max, row_sum = _attend_range(
         accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
-        mask_base, mask_row, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+        mask_base, mask_row, query_count - row,
+        scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
     )  # fmt: skip
 
     # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.

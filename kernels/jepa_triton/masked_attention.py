@@ -10,7 +10,6 @@ import torch
 import triton
 from torch import Tensor
 
-from ._common import AotCase
 from .launch import Launch, stride_arguments, stride_unit
 from .masked_attention_backward import key_gradient_kernel, query_gradient_kernel
 from .masked_attention_forward import forward_kernel
@@ -146,7 +145,7 @@ def backward_launches(
     entries = extras.entries(batch)
     common = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "dout_ptr": dout, "lse_ptr": lse, "delta_ptr": delta,
-        **extras.arguments(q, k, unit), **_strides(unit, q=q, k=k, v=v, dout=dout), "scale": float(extras.scale),
+        **extras.arguments(q, k, unit), **_strides(unit, q=q, k=k, v=v, dout=dout), "scale": float(extras.scale), "scale_log2": extras.scale * LOG2_E,
     }  # fmt: skip
 
     rows = query_len if extras.cu_seqlens is None else extras.max_seqlen

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from .segments import (
-    MIN_SEGMENT,
     dot_accumulate,
     dot_rows,
     dot_transposed,
@@ -46,8 +45,8 @@ def _query_gradient_tile(
     k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
     if CHANNEL_LOOP:
         block_m: tl.constexpr = lse.shape[0]
-        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, MIN_SEGMENT, HEAD_DIM)
-        dweights = dot_rows(dout[0], dout[1], dout[2], v_base, v_row, keys_left, block_m, BLOCK_N, MIN_SEGMENT, HEAD_DIM)
+        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(dout[0], dout[1], dout[2], v_base, v_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
     else:
         scores = dot_transposed(q, k)  # [M, N]
         dweights = dot_transposed(dout, load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS))  # [M, N]
@@ -102,11 +101,11 @@ def query_gradient_kernel(
     dq_stride_b: tl.int64, dq_stride_h: tl.int64, dq_stride_n: tl.int64,
     mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
-    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
     CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head."""
+    """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head. scale_log2 = scale log2(e)."""
     tile, head, entry = grid_entry(num_tiles, num_heads)
     batch, first, query_count, key_count = sequence_bounds(
         entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
@@ -163,11 +162,11 @@ def query_gradient_kernel(
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         dq = _query_gradient_range(
             dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, 0,
-            left, scale * LOG2_E, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, False,
+            left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, False,
         )  # fmt: skip
     dq = _query_gradient_range(
         dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
-        left, scale * LOG2_E, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, True,
+        left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, True,
     )  # fmt: skip
 
     dq = scale_segments(dq, scale)
@@ -194,8 +193,8 @@ def _key_gradient_tile(
     lse = _load_lse(lse_base, rows, queries_left)  # [M]
     dout = load_segments(dout_base, dout_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     if CHANNEL_LOOP:
-        scores = dot_rows(k[0], k[1], k[2], q_base, q_row, queries_left, BLOCK_N, BLOCK_M, MIN_SEGMENT, HEAD_DIM)
-        dweights = dot_rows(v[0], v[1], v[2], dout_base, dout_row, queries_left, BLOCK_N, BLOCK_M, MIN_SEGMENT, HEAD_DIM)
+        scores = dot_rows(k[0], k[1], k[2], q_base, q_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(v[0], v[1], v[2], dout_base, dout_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
     else:
         scores = dot_transposed(k, q)  # [N, M]
         dweights = dot_transposed(v, dout)  # [N, M]
@@ -236,7 +235,8 @@ def _key_gradient_range(
                     delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, MASKED, True,
                 )  # fmt: skip
         else:
-            visible = start + rows[None, :] >= first_queries[:, None]  # [N, M]
+            # Rows past the last query must not count for a NaN key that no query sees.
+            visible = (start + rows[None, :] >= first_queries[:, None]) & (rows[None, :] < left)  # [N, M]
             dk, dv = _key_gradient_tile(
                 dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
                 delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, MASKED, False,
@@ -256,7 +256,7 @@ def key_gradient_kernel(
     dv_stride_b: tl.int64, dv_stride_h: tl.int64, dv_stride_n: tl.int64,
     mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
-    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
     CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -321,14 +321,14 @@ def key_gradient_kernel(
             masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_row, scale * LOG2_E,
+            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_row, scale_log2,
             HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, True,
         )  # fmt: skip
         begin = masked_end
     if mask_ptr is None:
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, None, 0, scale * LOG2_E,
+            lse_ptr + statistics, delta_ptr + statistics, None, 0, scale_log2,
             HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
 

@@ -8,15 +8,15 @@ import triton
 import triton.language as tl
 
 MIN_SEGMENT = 16  # channels; the smallest contraction that a 16-bit tensor-core instruction takes
-MAX_SEGMENTS = 3  # more parts save little padding and add one dot, one load and one accumulator each
+MAX_SEGMENTS = 2  # with three, 104 = 64+32+16 spilled registers on sm_120, which 128 in one piece does not
 
 
 def head_dim_segments(head_dim: int, narrow: bool = False) -> tuple[tuple[int, int], ...]:
     """Split a head dim into power-of-two (start, width) segments, so that a tile need not pad to the next power.
 
     Padded channels are loaded as zeros and never stored. Waste (padded / real channels - 1):
-    24 -> 32 (33 %), 32, 64, 80 = 64+16, 96 = 64+32, 128, 256: none, 88 -> 64+32 (9 %), 104 -> 64+32+16 (8 %).
-    Padding to a power of two instead would waste 60 % at 80, 45 % at 88 and 23 % at 104.
+    24 -> 32 (33 %), 32, 64, 80 = 64+16, 96 = 64+32, 128, 256: none, 88 -> 64+32 (9 %), 104 -> 128 (23 %).
+    Padding to a power of two instead would waste 60 % at 80, 45 % at 88 and 33 % at 96.
     narrow: segments of MIN_SEGMENT, for float32, where each thread holds whole rows of both factors of a product.
     """
     if head_dim < 2 or head_dim > 256 or head_dim % 2:

@@ -29,8 +29,8 @@ class Resources:
     tensor_core: dict[str, int]  # instruction family (wgmma, tcgen05, mma) -> count in the PTX
 
 
-def compile_case(case, architecture: int):
-    """The compiled kernel of an AotCase for an architecture such as 90."""
+def compile_case(case, architecture: int, **more_options):
+    """The compiled kernel of an AotCase for an architecture such as 90. more_options go to the compiler."""
     signature = {name: case.signature.get(name, "constexpr") for name in case.kernel.arg_names}
     positions = {name: (index,) for index, name in enumerate(case.kernel.arg_names)}
     source = ASTSource(
@@ -39,7 +39,7 @@ def compile_case(case, architecture: int):
         constexprs={positions[name]: value for name, value in case.constants.items()},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in case.divisible_by_16},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True, **more_options}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 

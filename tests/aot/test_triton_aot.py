@@ -1,0 +1,58 @@
+"""Every Triton kernel compiles for every supported GPU, without spills, within shared memory, with tensor cores where meant."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+pytest.importorskip("triton")
+
+from aot import ARCHITECTURES, SHARED_LIMIT, compile_case, resources  # noqa: E402
+
+import jepa_kernels.kernels  # noqa: E402
+
+QUICK_ARCHITECTURES = (90, 120)  # wgmma; and the least shared memory with the older tensor-core instruction
+
+
+def _cases(quick: bool):
+    """The cases of every module of jepa_kernels.kernels that defines aot_cases."""
+    for info in pkgutil.iter_modules(jepa_kernels.kernels.__path__):
+        module = importlib.import_module(f"jepa_kernels.kernels.{info.name}")
+        function = getattr(module, "aot_cases", None)
+        if inspect.isfunction(function) and function.__module__ == module.__name__:
+            yield from function(quick=quick)
+
+
+def _parameters(quick: bool, architectures):
+    return [pytest.param(case, arch, id=f"{case.name}-sm_{arch}") for case in _cases(quick) for arch in architectures]
+
+
+def _check(case, architecture):
+    compiled = compile_case(case, architecture)
+    used = resources(compiled)
+    assert used.stack == 0 and used.local == 0, f"registers spill: {used}"
+    assert 0 < used.registers <= 255, used
+    assert used.shared <= SHARED_LIMIT[architecture], f"{used.shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there"
+    if case.expects_mma:
+        family = {90: "wgmma", 100: "tcgen05"}.get(architecture, "mma")
+        few_rows = min(case.constants["BLOCK_M"], case.constants["BLOCK_N"]) < 64 and case.kernel.__name__ != "forward_kernel"
+        expected = {family, "mma"} if few_rows else {family}
+        assert expected & used.tensor_core.keys(), f"expected {expected} instructions, found {used.tensor_core}"
+
+
+@pytest.mark.parametrize("case, architecture", _parameters(True, QUICK_ARCHITECTURES))
+def test_compiles_without_spills(case, architecture):
+    _check(case, architecture)
+
+
+@pytest.mark.aot_full
+@pytest.mark.parametrize("case, architecture", _parameters(False, ARCHITECTURES))
+def test_every_case_compiles_without_spills(case, architecture):
+    _check(case, architecture)
+
+
+def test_a_spill_would_be_seen():
+    """The reader of the machine code reports a stack when a kernel is squeezed into few registers."""
+    case = next(case for case in _cases(True) if case.expects_mma)
+    assert resources(compile_case(case, 80, maxnreg=64)).stack > 0

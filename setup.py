@@ -17,11 +17,18 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+# cmake and ninja come as Python packages, whose programs may not be on the PATH of an environment that was not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 # Package -> its folder. The Triton sources live at the top level, where a reader looks for kernels.
 PACKAGES = {
     "jepa_kernels": "python/jepa_kernels",
+    "jepa_kernels.bench": "python/jepa_kernels/bench",
+    "jepa_kernels.bench.cases": "python/jepa_kernels/bench/cases",
+    "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
+    "jepa_kernels.models": "python/jepa_kernels/models",
+    "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
     "jepa_kernels.kernels": "kernels/jepa_triton",
@@ -127,7 +134,11 @@ setup(
     version=version(),
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"jepa_kernels": ["py.typed"], "jepa_kernels.kernels": ["configs/*.json"]},
+    package_data={
+        "jepa_kernels": ["py.typed"],
+        "jepa_kernels.bench": ["templates/*.j2"],
+        "jepa_kernels.kernels": ["configs/*.json"],
+    },
     # A name only: CMake decides what is built. Its presence makes the wheel specific to the platform.
     ext_modules=[Extension("jepa_kernels._cpu", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

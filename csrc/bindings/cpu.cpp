@@ -33,4 +33,6 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("limit_isa", [](const std::string& name) { jepa::limit_isa(parse_isa(name)); }, py::arg("highest"));
   m.def("openmp_library", &openmp_library);
   jepa::bind_ema_update(m);
+  jepa::bind_patch_embed(m);
+  jepa::bind_masked_attention(m);
 }

@@ -13,21 +13,60 @@ _ROW = tl.constexpr(5)  # target, online, shadow, element count, place in the ca
 
 
 @triton.jit
-def _to_bf16_stochastic(value, first, seed, index, BLOCK: tl.constexpr):
-    """Adds 16 random bits below the kept mantissa, then truncates; element e takes lane e % 8 of Philox block e // 8."""
-    block = (first // 8 + tl.arange(0, BLOCK // 8)).to(tl.int64)  # [BLOCK / 8]
+def _random16(first, seed, index, BLOCK: tl.constexpr):
+    """16 random bits an element: element e takes lane e % 8 of Philox block e // 8. `first` is a multiple of 8."""
+    block = first // 8 + tl.arange(0, BLOCK // 8)  # [BLOCK / 8]
     low = (block & 0xFFFFFFFF).to(tl.uint32)
     high = (block >> 32).to(tl.uint32)
     zero = low * 0
     w0, w1, w2, w3 = tl.philox(seed, low, high, zero + index.to(tl.uint32), zero)
     # Interleaved three times, the halves come out in the order of the elements: 0 low, 0 high, 1 low, ...
-    even = tl.interleave(tl.interleave(w0 & 0xFFFF, w2 & 0xFFFF), tl.interleave(w1 & 0xFFFF, w3 & 0xFFFF))
-    odd = tl.interleave(tl.interleave(w0 >> 16, w2 >> 16), tl.interleave(w1 >> 16, w3 >> 16))
-    random16 = tl.interleave(even, odd)  # [BLOCK]
+    low_halves = tl.interleave(tl.interleave(w0 & 0xFFFF, w2 & 0xFFFF), tl.interleave(w1 & 0xFFFF, w3 & 0xFFFF))
+    high_halves = tl.interleave(tl.interleave(w0 >> 16, w2 >> 16), tl.interleave(w1 >> 16, w3 >> 16))
+    return tl.interleave(low_halves, high_halves)  # [BLOCK]
+
+
+@triton.jit
+def _to_bf16_stochastic(value, random16):
+    """Adds 16 random bits below the kept mantissa, then truncates; infinities and NaN stay."""
     bits = value.to(tl.uint32, bitcast=True)
     truncated = ((bits + random16) & 0xFFFF0000).to(tl.float32, bitcast=True)
     finite = (bits & 0x7F800000) != 0x7F800000
     return tl.where(finite, truncated, value).to(tl.bfloat16)
+
+
+@triton.jit
+def _update_block(
+    target,
+    online,
+    shadow,
+    first,
+    numel,
+    weight,
+    seed,
+    index,
+    STOCHASTIC: tl.constexpr,
+    SHADOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """target = lerp(target, online, weight) on BLOCK elements from `first`."""
+    offsets = first + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = offsets < numel if MASKED else None
+    old = tl.load(target + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
+    new = tl.load(online + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
+    # torch.lerp's two branches: exact at both ends.
+    difference = new - old
+    near_target = tl.fma(difference, tl.zeros_like(old) + weight, old)
+    near_online = tl.fma(difference, tl.zeros_like(old) + (weight - 1.0), new)
+    value = tl.where(weight < 0.5, near_target, near_online)
+    if STOCHASTIC:
+        stored = _to_bf16_stochastic(value, _random16(first, seed, index, BLOCK))
+    else:
+        stored = value.to(target.dtype.element_ty)
+    tl.store(target + offsets, stored, mask=inside)
+    if SHADOW:
+        tl.store(shadow + offsets, value.to(shadow.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -44,38 +83,27 @@ def ema_update_kernel(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program updates CHUNK elements of one tensor: target = lerp(target, online, weight)."""
+    """One program updates CHUNK elements of one tensor."""
     program = tl.program_id(0).to(tl.int64)
     row = table + tl.load(chunks + 2 * program).to(tl.int64) * _ROW
     begin = tl.load(chunks + 2 * program + 1).to(tl.int64) * CHUNK
     target = tl.load(row).to(tl.pointer_type(TARGET))
     online = tl.load(row + 1).to(tl.pointer_type(ONLINE))
+    HAS_SHADOW: tl.constexpr = SHADOW is not None
+    shadow = tl.load(row + 2).to(tl.pointer_type(SHADOW if HAS_SHADOW else TARGET))
     if ALIGNED:  # 16-byte accesses; an address read from memory carries no alignment that the compiler could see
         target = tl.multiple_of(target, 16)
         online = tl.multiple_of(online, 16)
+        shadow = tl.multiple_of(shadow, 16)
     numel = tl.load(row + 3)
     index = tl.load(row + 4)
     for start in range(0, CHUNK, BLOCK):
         first = begin + start
-        offsets = first + tl.arange(0, BLOCK)  # [BLOCK]
-        inside = offsets < numel
-        old = tl.load(target + offsets, mask=inside, other=0.0).to(tl.float32)
-        new = tl.load(online + offsets, mask=inside, other=0.0).to(tl.float32)
-        # torch.lerp's two branches: exact at both ends.
-        difference = new - old
-        near_target = tl.fma(difference, tl.zeros_like(old) + weight, old)
-        near_online = tl.fma(difference, tl.zeros_like(old) + (weight - 1.0), new)
-        value = tl.where(weight < 0.5, near_target, near_online)
-        if STOCHASTIC:
-            stored = _to_bf16_stochastic(value, first, seed, index, BLOCK)
-        else:
-            stored = value.to(TARGET)
-        tl.store(target + offsets, stored, mask=inside)
-        if SHADOW is not None:
-            shadow = tl.load(row + 2).to(tl.pointer_type(SHADOW))
-            if ALIGNED:
-                shadow = tl.multiple_of(shadow, 16)
-            tl.store(shadow + offsets, value.to(SHADOW), mask=inside)
+        # A whole block needs no mask, and a mask of unknown alignment would split its accesses into single elements.
+        if first + BLOCK <= numel:
+            _update_block(target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, False, BLOCK)
+        elif first < numel:
+            _update_block(target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, True, BLOCK)
 
 
 def launch(

@@ -10,26 +10,52 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported on first use, so that `import jepa_kernels` costs little beyond torch.
 _EXPORTS = {
     "BackendError": "backends",
+    "FrameCausal": "attention_masks",
+    "KeyPadding": "attention_masks",
+    "Ragged": "attention_masks",
+    "RaggedIds": "ragged",
+    "Rope3D": "rope",
+    "apply_masks": "masks",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
+    "masked_attention": "functional.masked_attention",
+    "patch_embed": "functional.patch_embed",
 }
-_SUBMODULES = ("backends", "hardware", "reference")
+_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, hardware, reference
+    from . import backends, data, hardware, masks, models, nn, reference
+    from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .functional.masked_attention import masked_attention
+    from .functional.patch_embed import patch_embed
+    from .masks import apply_masks
+    from .ragged import RaggedIds
+    from .rope import Rope3D
 
 __all__ = [
     "BackendError",
+    "FrameCausal",
+    "KeyPadding",
+    "Ragged",
+    "RaggedIds",
+    "Rope3D",
     "__version__",
+    "apply_masks",
     "backend",
     "backends",
+    "data",
     "ema_update_",
     "explain",
     "hardware",
+    "masked_attention",
+    "masks",
+    "models",
+    "nn",
+    "patch_embed",
     "reference",
 ]
 

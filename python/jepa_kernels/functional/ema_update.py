@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -123,8 +122,13 @@ def _check_pair(index: int, target: Tensor, source: Tensor, first: Tensor) -> No
         )
     if target.requires_grad:
         raise ValueError(f"ema_update_: target {index} requires grad; call requires_grad_(False) on the target encoder")
-    if not torch.compiler.is_compiling() and target.numel() and target.data_ptr() == source.data_ptr():
+    if not torch.compiler.is_compiling() and _overlap(target, source):
         raise ValueError(f"ema_update_: target {index} shares memory with its online tensor; make the target a copy")
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    start, other = first.data_ptr(), second.data_ptr()
+    return start < other + second.nbytes and other < start + first.nbytes
 
 
 def _check_shadow(index: int, shadow: Tensor, target: Tensor) -> None:

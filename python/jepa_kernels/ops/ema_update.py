@@ -28,37 +28,43 @@ def _strided_alike(targets: Sequence[Tensor], others: Sequence[Tensor]) -> list[
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or torch._prims_common.is_non_overlapping_and_dense(tensor)
+    """Whether the elements fill one run of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 def _why_not_flat(targets: Sequence[Tensor], shadows: Sequence[Tensor]) -> str | None:
     """Native kernels walk each target as one run of memory."""
     for index, target in enumerate(targets):
-        if not _is_dense(target):
+        if not (target.is_contiguous() or _is_dense(target)):
             return f"target {index} has gaps in memory (shape {tuple(target.shape)}, strides {target.stride()})"
         if shadows and shadows[index].stride() != target.stride():
             return f"shadow {index} has strides {shadows[index].stride()}, its target {target.stride()}"
     return None
 
 
-def _supports_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
     return None
 
 
-def _supports_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
     if targets[0].device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {targets[0].device}"
     return _native.why_no_cpu() or _why_not_flat(targets, shadows)
 
 
-def _supports_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
     dtypes = {tensor.dtype for tensor in (*targets, *online, *shadows)}
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference, cpu or cuda backend"
     return backends.why_no_triton(targets[0].device, tuple(dtypes)) or _why_not_flat(targets, shadows)
 
 
-def _supports_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
     if targets[0].device.type != "cuda":
         return f"cuda kernels need CUDA tensors, got {targets[0].device}"
     for index, (target, source) in enumerate(zip(targets, online, strict=True)):
@@ -67,16 +73,17 @@ def _supports_cuda(targets, online, shadows, momentum, stochastic_rounding, seed
     return _native.why_no_cuda() or _why_not_flat(targets, shadows)
 
 
-def _run_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:  # type: ignore[no-untyped-def]
+def _run_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
     reference.ema_update_(
         targets, online, momentum, shadows=shadows or None, stochastic_rounding=stochastic_rounding, seed=seed
     )
 
 
-def _run_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:  # type: ignore[no-untyped-def]
+def _run_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
+    online = _strided_alike(targets, online)  # named, so that copies live until the call is over
     _native.cpu().ema_update(
         _entries(targets),
-        _entries(_strided_alike(targets, online)),
+        _entries(online),
         _entries(shadows) if shadows else [None] * len(targets),
         1.0 - momentum,
         stochastic_rounding,
@@ -125,8 +132,8 @@ def device_plans(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: S
 
 
 @functools.lru_cache(maxsize=32)
-def _plans_of_rows(rows: tuple, device: torch.device) -> tuple[DevicePlan, ...]:  # type: ignore[type-arg]
-    groups: dict[tuple, list[tuple]] = {}  # type: ignore[type-arg]
+def _plans_of_rows(rows: tuple, device: torch.device) -> tuple[DevicePlan, ...]:
+    groups: dict[tuple, list[tuple]] = {}
     for row in rows:
         aligned = all(address % 16 == 0 for address in row[:3])
         groups.setdefault((*row[5:], aligned), []).append(row[:5])
@@ -146,7 +153,7 @@ def _plans_of_rows(rows: tuple, device: torch.device) -> tuple[DevicePlan, ...]:
     return tuple(plans)
 
 
-def _run_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:  # type: ignore[no-untyped-def]
+def _run_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
     from ..kernels import ema_update as kernel
 
     online = _strided_alike(targets, online)
@@ -165,7 +172,7 @@ def _run_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -
         )
 
 
-def _run_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:  # type: ignore[no-untyped-def]
+def _run_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
     online = _strided_alike(targets, online)
     device = targets[0].device
     for plan in device_plans(targets, online, shadows):

@@ -45,14 +45,18 @@ def round_stochastically(value: Tensor, seed: int, index: int) -> Tensor:
     dense = torch.empty_like(value).copy_(value)  # without gaps, dimensions in the order of value's strides
     along_memory = dense.as_strided((dense.numel(),), (1,))
     blocks = torch.arange((dense.numel() + 7) // 8, device=value.device)
-    words = torch.stack(_philox(seed, blocks, index), dim=1)  # [blocks, 4]
-    random16 = torch.stack((words & 0xFFFF, words >> 16), dim=2).reshape(-1)[: dense.numel()]  # [numel]
     bits = along_memory.view(torch.int32).to(torch.int64) & _WORD
-    truncated = (bits + random16) & 0xFFFF0000
+    truncated = (bits + random16(blocks, seed, index)[: dense.numel()]) & 0xFFFF0000
     signed = torch.where(truncated >= 2**31, truncated - 2**32, truncated).to(torch.int32)
     finite = (bits & 0x7F800000) != 0x7F800000
     rounded = torch.where(finite, signed.view(torch.float32), along_memory).to(torch.bfloat16)
     return rounded.as_strided(dense.shape, dense.stride())
+
+
+def random16(blocks: Tensor, seed: int, index: int) -> Tensor:
+    """The eight 16-bit values of each Philox block, as int64 of shape (8 * blocks,)."""
+    words = torch.stack(_philox(seed, blocks, index), dim=1)  # [blocks, 4]
+    return torch.stack((words & 0xFFFF, words >> 16), dim=2).reshape(-1)
 
 
 def _philox(key: int, low: Tensor, high: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,42 @@
+# `make bench` and `make test` do everything from an empty clone: environment, pinned packages, native build.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench test lint gpu-check table clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready  ## the environment, and the native modules
+
+$(VENV)/.ready: $(SOURCES)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -c constraints.txt pip setuptools wheel pybind11 cmake ninja torch numpy
+	@# CUDA builds of torch bring the Triton they were built with; others get the pinned one, to compile kernels ahead of time.
+	$(PIP) show -q triton 2>/dev/null || $(PIP) install -q triton==3.9.0
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	touch $@
+
+bench: setup  ## the operators and a training step against PyTorch's own; writes runs/<id>/report.html
+	$(BIN)/jepa-kernels bench run --quick $(BENCH)
+
+test: setup lint  ## every test that this machine can run
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# On the GPU machine's own Python, which has torch and triton: nothing is downloaded.
+gpu-check:  ## on a machine with an NVIDIA GPU: build, GPU tests, sanitizer, benchmark, within BUDGET; results in runs/gpu-check
+	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else 5)' || { echo "gpu-check needs torch and an NVIDIA GPU in $(PYTHON); make test is what runs without one"; exit 5; }
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
+	$(PYTHON) -m jepa_kernels.cli gpu-check --budget $(or $(BUDGET),9m)
+
+clean:  ## removes what the other targets made
+	rm -rf $(VENV) build dist runs python/jepa_kernels/_c*.so *.egg-info python/*.egg-info

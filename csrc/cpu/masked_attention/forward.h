@@ -1,0 +1,310 @@
+// Forward: for a block of queries, scores are computed transposed (rows are keys, lanes are queries), so that the softmax is
+// elementwise over lanes and no head dim wastes a lane. The reference value `m` of a query's exponents is not its running maximum
+// but any earlier score within a factor 2^16 of it: the accumulators are rescaled only when that bound breaks, which is rare.
+#pragma once
+
+#include <cmath>
+
+#include "layout.h"
+#include "mask_tiles.h"
+#include "micro_kernel.h"
+#include "pack.h"
+
+namespace jepa {
+namespace {  // one copy a translation unit: see float_types.h
+
+constexpr int64_t kChunk = 256;          // keys whose probabilities are buffered before they multiply V
+constexpr float kHeadroom = 65536.0f;    // 2^16
+constexpr float kHeadroomLog2 = 16.0f;
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+
+template <class A>
+struct ForwardPacked {
+  typename A::Element* keys;    // [key][channel]
+  typename A::Element* values;  // panels
+
+  int64_t bytes;
+  ForwardPacked(const Layout<A>& layout, char* base) {
+    Bump bump(base);
+    keys = bump.take<typename A::Element>(layout.key_row_elements());
+    values = bump.take<typename A::Element>(layout.panel_elements());
+    bytes = bump.used();
+  }
+};
+
+template <class A>
+struct ForwardScratch {
+  using E = typename A::Element;
+  static constexpr int64_t kWidth = kBlockVectors * A::kLanes;
+  E* rows;           // one vector's worth of queries, padded
+  E* queries;        // transposed
+  E* probabilities;  // [key / kPack][lane] units
+  float* output;     // [channel][lane]
+  float* transposed;
+  float* scores;     // one tile
+  uint32_t* visible;
+  float *reference, *total;  // a lane each
+  Tile* tiles;
+  uint8_t *all, *any;
+
+  int64_t bytes;
+  ForwardScratch(const Layout<A>& layout, char* base) {
+    Bump bump(base);
+    rows = bump.take<E>(larger(A::kLanes, 8) * layout.unit_stride * A::kPack);
+    queries = bump.take<E>(layout.unit_stride * kWidth * A::kPack);
+    probabilities = bump.take<E>((kChunk + kTileKeys) * kWidth);
+    output = bump.take<float>(layout.lane_dim * kWidth);
+    transposed = bump.take<float>(A::kLanes * layout.lane_dim);
+    scores = bump.take<float>(kTileKeys * kWidth);
+    visible = bump.take<uint32_t>(kTileKeys * kWidth);
+    reference = bump.take<float>(kWidth);
+    total = bump.take<float>(kWidth);
+    tiles = bump.take<Tile>(kChunk / kTileKeys);
+    all = bump.take<uint8_t>(kChunk);
+    any = bump.take<uint8_t>(kChunk);
+    bytes = bump.used();
+  }
+};
+
+// Keys [key_begin, key_end), both multiples of 8 except for the last: rows past p.keys become zeros.
+template <class A, typename T>
+void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begin, int64_t key_end) {
+  using E = typename A::Element;
+  const Layout<A> layout(p);
+  const ForwardPacked<A> packed(layout, packed_base);
+  const Rotation rotation = key_rotation(p);
+  constexpr int64_t kWidth = kMaxHeadDim + A::kRows;
+  E rows[8 * kWidth];
+  clear(rows, 8 * kWidth);
+  for (int64_t first = key_begin; first < key_end; first += 8) {
+    for (int64_t r = 0; r < 8; ++r) {
+      E* key = packed.keys + (first + r) * p.dim;
+      if (first + r < p.keys) {
+        pack_row<A, T>(p.k, rotation, first + r, p.dim, key);
+        pack_row<A, T>(p.v, Rotation{}, first + r, p.dim, rows + r * kWidth);
+      } else {
+        clear(key, p.dim);
+        clear(rows + r * kWidth, p.dim);
+      }
+    }
+    pack_panels<A>(rows, kWidth, layout, first, packed.values);
+  }
+}
+
+template <class A, typename T, int Vectors>
+struct ForwardBlock {
+  using E = typename A::Element;
+  using Vec = typename A::Vec;
+  static constexpr int64_t kWidth = Vectors * A::kLanes;
+
+  const AttentionProblem& p;
+  const Layout<A>& layout;
+  const ForwardPacked<A>& packed;
+  const ForwardScratch<A>& scratch;
+  int64_t first_query;
+  float scale_log2;
+
+  void run() {
+    const int64_t end_query = smaller(first_query + kWidth, p.queries);
+    load_queries();
+    clear(scratch.output, layout.lane_dim * kWidth);
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      scratch.reference[lane] = -INFINITY;
+      scratch.total[lane] = 0.0f;
+    }
+    const int64_t limit = p.key_limit(end_query - 1);
+    bool started = false;  // every lane has a finite reference
+    for (int64_t chunk = 0; chunk < limit; chunk += kChunk) {
+      const int64_t chunk_end = smaller(chunk + kChunk, limit);
+      classify_tiles(p, first_query, end_query, chunk, chunk_end, scratch.tiles, scratch.all, scratch.any);
+      int64_t pending = chunk;  // first key whose probabilities wait for their values
+      for (int64_t key = chunk; key < chunk_end; key += kTileKeys) {
+        const Tile tile = scratch.tiles[(key - chunk) / kTileKeys];
+        if (tile == Tile::kEmpty) {
+          multiply_values(chunk, pending, key);
+          pending = key + kTileKeys;
+        } else if (tile != Tile::kFull || !started || !fast_tile(key, key - chunk)) {
+          if (careful_tile(key, key - chunk, tile, chunk, pending)) pending = key;
+          started = all_started();
+        }
+      }
+      multiply_values(chunk, pending, round_up(chunk_end, kTileKeys));
+    }
+    write(end_query);
+  }
+
+  void load_queries() {
+    const Rotation rotation = query_rotation(p);
+    const int64_t stride = layout.unit_stride * A::kPack;
+    clear(scratch.rows, A::kLanes * stride);
+    for (int v = 0; v < Vectors; ++v) {
+      for (int64_t r = 0; r < A::kLanes; ++r) {
+        const int64_t query = first_query + v * A::kLanes + r;
+        if (query < p.queries)
+          pack_row<A, T>(p.q, rotation, query, p.dim, scratch.rows + r * stride);
+        else
+          clear(scratch.rows + r * stride, p.dim);
+      }
+      pack_transposed<A>(scratch.rows, stride, layout, kWidth, scratch.queries + v * A::kLanes * A::kPack);
+    }
+  }
+
+  [[gnu::always_inline]] void score(Vec (&sum)[A::kRows][Vectors], int64_t key) const {
+    clear_tile<A, Vectors>(sum);
+    accumulate<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, A::kPack, scratch.queries, kWidth * A::kPack, layout.units);
+  }
+
+  // Rows row and row + 1 of the chunk's probabilities.
+  [[gnu::always_inline]] void store_probabilities(int64_t row, int v, Vec x, Vec y) const {
+    if constexpr (A::kPack == 2) {
+      A::store_unit_pair(scratch.probabilities + row * kWidth + v * A::kLanes * 2, x, y);
+    } else {
+      A::store(scratch.probabilities + row * kWidth + v * A::kLanes, x);
+      A::store(scratch.probabilities + (row + 1) * kWidth + v * A::kLanes, y);
+    }
+  }
+
+  // Exponentials straight from the accumulators. False, with nothing committed, if some lane's sum leaves the headroom.
+  bool fast_tile(int64_t key, int64_t row) {
+    Vec tile_total[Vectors];
+    for (int v = 0; v < Vectors; ++v) tile_total[v] = A::zero();
+    for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
+      Vec sum[A::kRows][Vectors];
+      score(sum, key + part);
+      const Vec factor = A::set(scale_log2);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) {
+        const Vec shift = A::zero() - A::load(scratch.reference + v * A::kLanes);
+#pragma GCC unroll 4
+        for (int r = 0; r < A::kRows; r += 2) {
+          const Vec x = A::exp2(A::fma(sum[r][v], factor, shift)), y = A::exp2(A::fma(sum[r + 1][v], factor, shift));
+          tile_total[v] = tile_total[v] + (x + y);
+          store_probabilities(row + part + r, v, x, y);
+        }
+      }
+    }
+    bool within = true;
+    for (int v = 0; v < Vectors; ++v) within = within && !A::any_greater(tile_total[v], kHeadroom);
+    if (!within) return false;
+    for (int v = 0; v < Vectors; ++v) {
+      float* total = scratch.total + v * A::kLanes;
+      A::store(total, A::load(total) + tile_total[v]);
+    }
+    return true;
+  }
+
+  // Masks, raises references where needed. Returns whether the pending probabilities were multiplied in.
+  [[gnu::noinline]] bool careful_tile(int64_t key, int64_t row, Tile tile, int64_t chunk, int64_t pending) {
+    for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
+      Vec sum[A::kRows][Vectors];
+      score(sum, key + part);
+      store_tile<A, Vectors>(sum, scratch.scores + part * kWidth, kWidth);
+    }
+    if (tile == Tile::kPartial) build_tile_mask(p, first_query, kWidth, key, scratch.visible);
+    Vec highest[Vectors];
+    for (int v = 0; v < Vectors; ++v) {
+      highest[v] = A::set(-INFINITY);
+      for (int64_t k = 0; k < kTileKeys; ++k) {
+        float* place = scratch.scores + k * kWidth + v * A::kLanes;
+        Vec score_log2 = A::load(place) * A::set(scale_log2);
+        if (tile == Tile::kPartial)
+          score_log2 = A::select(A::load_mask(scratch.visible + k * kWidth + v * A::kLanes), score_log2, A::set(-INFINITY));
+        A::store(place, score_log2);
+        highest[v] = A::max(highest[v], score_log2);
+      }
+    }
+    const bool flushed = raise_references(highest, chunk, pending, key);
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec reference = A::load(scratch.reference + v * A::kLanes);
+      const Vec shift = A::select(reference == A::set(-INFINITY), A::zero(), A::zero() - reference);
+      Vec total = A::load(scratch.total + v * A::kLanes);
+      for (int64_t k = 0; k < kTileKeys; k += 2) {
+        const float* place = scratch.scores + k * kWidth + v * A::kLanes;
+        const Vec x = A::exp2(A::load(place) + shift), y = A::exp2(A::load(place + kWidth) + shift);
+        total = total + (x + y);
+        store_probabilities(row + k, v, x, y);
+      }
+      A::store(scratch.total + v * A::kLanes, total);
+    }
+    return flushed;
+  }
+
+  bool raise_references(const Vec (&highest)[Vectors], int64_t chunk, int64_t pending, int64_t key) {
+    float tile_highest[kWidth], factor[kWidth];
+    for (int v = 0; v < Vectors; ++v) A::store(tile_highest + v * A::kLanes, highest[v]);
+    bool rescale = false;
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      const float before = scratch.reference[lane];
+      factor[lane] = 1.0f;
+      if (!(tile_highest[lane] > before + kHeadroomLog2)) continue;  // also taken by NaN, which the exponentials carry on
+      scratch.reference[lane] = tile_highest[lane];
+      if (before == -INFINITY) continue;
+      factor[lane] = std::exp2f(before - tile_highest[lane]);
+      rescale = true;
+    }
+    if (!rescale) return false;
+    multiply_values(chunk, pending, key);
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec f = A::load(factor + v * A::kLanes);
+      float* total = scratch.total + v * A::kLanes;
+      A::store(total, A::load(total) * f);
+      for (int c = 0; c < p.dim; ++c) {
+        float* place = scratch.output + c * kWidth + v * A::kLanes;
+        A::store(place, A::load(place) * f);
+      }
+    }
+    return true;
+  }
+
+  bool all_started() const {
+    for (int64_t lane = 0; lane < kWidth; ++lane)
+      if (!(scratch.reference[lane] > -INFINITY)) return false;
+    return true;
+  }
+
+  // output += V^T P over keys [begin, end) of the chunk.
+  void multiply_values(int64_t chunk, int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    const E* probabilities = scratch.probabilities + (begin - chunk) * kWidth;
+    for (int64_t panel = 0; panel < layout.row_panels; ++panel)
+      add_product<A, Vectors>(scratch.output + panel * A::kRows * kWidth, kWidth,
+                              packed.values + (panel * layout.keys + begin) * A::kRows, A::kPack, A::kRows * A::kPack, probabilities,
+                              kWidth * A::kPack, (end - begin) / A::kPack);
+  }
+
+  void write(int64_t end_query) {
+    for (int v = 0; v < Vectors; ++v) {
+      for (int64_t c = 0; c < layout.lane_dim; c += A::kLanes)
+        A::transpose(scratch.output + c * kWidth + v * A::kLanes, kWidth, scratch.transposed + c, layout.lane_dim);
+      const int64_t first = first_query + v * A::kLanes;
+      for (int64_t query = first; query < smaller(first + A::kLanes, end_query); ++query) {
+        const float total = scratch.total[query - first_query], reference = scratch.reference[query - first_query];
+        float* row = scratch.transposed + (query - first) * layout.lane_dim;
+        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+        for (int c = 0; c < p.dim; ++c) row[c] *= inverse;
+        write_row<T>(row, p.out, query, p.dim);
+        p.lse[query * p.lse_stride] = total == 0.0f ? -INFINITY : kLn2 * reference + std::log(total);
+      }
+    }
+  }
+};
+
+template <class A, typename T>
+void forward_block(const AttentionProblem& p, const char* packed_base, int64_t index, char* scratch_base) {
+  const Layout<A> layout(p);
+  const ForwardPacked<A> packed(layout, const_cast<char*>(packed_base));
+  const ForwardScratch<A> scratch(layout, scratch_base);
+  const QueryBlock block = query_block(layout.vectors, index);
+  const int64_t first = block.first_vector * A::kLanes;
+  const float scale_log2 = p.scale * kLog2E;
+  if (block.vectors == 3)
+    ForwardBlock<A, T, 3>{p, layout, packed, scratch, first, scale_log2}.run();
+  else if (block.vectors == 2)
+    ForwardBlock<A, T, 2>{p, layout, packed, scratch, first, scale_log2}.run();
+  else
+    ForwardBlock<A, T, 1>{p, layout, packed, scratch, first, scale_log2}.run();
+}
+
+}  // namespace
+}  // namespace jepa

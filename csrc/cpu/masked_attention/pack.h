@@ -1,0 +1,106 @@
+// Rows of q, k, v and dout become the operands of the micro-kernels; RoPE is applied on the way.
+#pragma once
+
+#include "layout.h"
+#include "simd.h"
+
+namespace jepa {
+namespace {  // one copy a translation unit: see float_types.h
+
+struct Rotation {
+  const float* cosine = nullptr;
+  const float* sine = nullptr;
+  int64_t cosine_stride = 0, sine_stride = 0;
+};
+
+inline Rotation query_rotation(const AttentionProblem& p) { return {p.q_cos, p.q_sin, p.q_cos_stride, p.q_sin_stride}; }
+inline Rotation key_rotation(const AttentionProblem& p) { return {p.k_cos, p.k_sin, p.k_cos_stride, p.k_sin_stride}; }
+
+inline void convert_row(const float* from, float* to, int dim) { memcpy(to, from, sizeof(float) * static_cast<size_t>(dim)); }
+inline void convert_row(const bf16* from, bf16* to, int dim) { memcpy(to, from, sizeof(bf16) * static_cast<size_t>(dim)); }
+template <typename T>
+inline void convert_row(const T* from, float* to, int dim) {
+  for (int c = 0; c < dim; ++c) to[c] = to_float(from[c]);
+}
+
+inline void store_rounded(float x, float* to) { *to = x; }
+inline void store_rounded(bf16 x, bf16* to) { *to = x; }
+template <typename T>
+inline void store_rounded(T x, float* to) {
+  *to = to_float(x);
+}
+
+// The rotated row is rounded to the tensors' type, as the product in PyTorch would see it.
+template <typename T, typename E>
+inline void rotate_row(const T* from, const float* __restrict cosine, const float* __restrict sine, E* __restrict to, int dim) {
+  for (int c = 0; c < dim; c += 2) {
+    const float even = to_float(from[c]), odd = to_float(from[c + 1]);
+    store_rounded(Cast<T>::from(even * cosine[c] + odd * sine[c]), to + c);
+    store_rounded(Cast<T>::from(odd * cosine[c + 1] + even * sine[c + 1]), to + c + 1);
+  }
+}
+
+template <class A, typename T>
+inline void pack_row(const Rows& rows, const Rotation& rotation, int64_t row, int dim, typename A::Element* to) {
+  const T* from = reinterpret_cast<const T*>(rows.data) + row * rows.stride;
+  if (rotation.cosine != nullptr)
+    rotate_row(from, rotation.cosine + row * rotation.cosine_stride, rotation.sine + row * rotation.sine_stride, to, dim);
+  else
+    convert_row(from, to, dim);
+}
+
+// dx[c] = dy[c] cos[c] + dy[c ^ 1] sin[c ^ 1], in place.
+inline void rotate_back(float* row, const float* __restrict cosine, const float* __restrict sine, int dim) {
+  for (int c = 0; c < dim; c += 2) {
+    const float even = row[c], odd = row[c + 1];
+    row[c] = even * cosine[c] + odd * sine[c + 1];
+    row[c + 1] = odd * cosine[c + 1] + even * sine[c];
+  }
+}
+
+template <typename T>
+inline void write_row(const float* from, const Rows& rows, int64_t row, int dim) {
+  T* to = reinterpret_cast<T*>(rows.data) + row * rows.stride;
+  for (int c = 0; c < dim; ++c) to[c] = Cast<T>::from(from[c]);
+}
+
+// kPack rows, interleaved so that each unit holds the values of one channel. `width` is a multiple of kRows.
+inline void interleave(const float* rows, int64_t, float* to, int64_t width) {
+  memcpy(to, rows, sizeof(float) * static_cast<size_t>(width));
+}
+inline void interleave(const bf16* rows, int64_t stride, bf16* to, int64_t width) {
+  for (int64_t c = 0; c < width; ++c) {
+    to[2 * c] = rows[c];
+    to[2 * c + 1] = rows[stride + c];
+  }
+}
+
+// Panels of kRows channels: [channel / kRows][keys / kPack][kRows] units, so that the micro-kernel reads one stream.
+// `rows` are 8 consecutive rows from row `first` on.
+template <class A>
+inline void pack_panels(const typename A::Element* rows, int64_t stride, const Layout<A>& layout, int64_t first,
+                        typename A::Element* panels) {
+  typename A::Element line[(kMaxHeadDim + A::kRows) * A::kPack];
+  constexpr int64_t kStep = A::kRows * A::kPack;
+  for (int64_t r = 0; r < 8; r += A::kPack) {
+    interleave(rows + r * stride, stride, line, layout.row_panels * A::kRows);
+    for (int64_t panel = 0; panel < layout.row_panels; ++panel)
+      memcpy(panels + (panel * (layout.keys / A::kPack) + (first + r) / A::kPack) * kStep, line + panel * kStep, kStep * sizeof line[0]);
+  }
+}
+
+// A vector's worth of rows, transposed: to[unit * width + lane].
+template <class A>
+inline void pack_transposed(const typename A::Element* rows, int64_t stride, const Layout<A>& layout, int64_t width,
+                            typename A::Element* to) {
+  for (int64_t unit = 0; unit < layout.unit_stride; unit += A::kLanes)
+    A::transpose(rows + unit * A::kPack, stride / A::kPack, to + unit * width * A::kPack, width);
+}
+
+template <typename E>
+inline void clear(E* to, int64_t count) {
+  memset(static_cast<void*>(to), 0, sizeof(E) * static_cast<size_t>(count));
+}
+
+}  // namespace
+}  // namespace jepa

@@ -1,0 +1,93 @@
+"""Where and how a run was made: hardware, versions, commit, threads and the options given."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import hardware
+from .ceilings import Ceilings, last_level_cache_bytes
+from .suite import Suite
+from .video import Clip
+
+SCHEMA = 1
+PACKAGES = ("jepa-kernels", "torch", "triton", "numpy", "scipy", "nvidia-ml-py", "pytest-benchmark")
+
+
+def describe(
+    *,
+    device: torch.device,
+    suite: Suite,
+    argv: Sequence[str],
+    clip: Clip,
+    ceilings: Ceilings,
+    energy_reason: str | None,
+) -> dict[str, Any]:
+    """Everything that a reader needs to judge or repeat a run. A part that is unknown is None."""
+    return {
+        "schema": SCHEMA,
+        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "argv": list(argv),
+        "suite": asdict(suite),
+        "input": {"source": clip.source, "sha256": clip.sha256, "shape": list(clip.frames.shape)},
+        "device": str(device),
+        "hardware": hardware.describe(),
+        "system": system(),
+        "versions": hardware.versions(PACKAGES),
+        "commit": commit(),
+        "flags": {
+            "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        },
+        "ceilings": ceilings.as_dict(),
+        "energy": {"available": energy_reason is None, "reason": energy_reason},
+    }
+
+
+def system() -> dict[str, Any]:
+    """Operating system, threads, clock governor and load when the run began."""
+    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return {
+        "platform": platform.platform(),
+        "virtualised": "hypervisor" in _cpu_flags(),
+        "governor": governor.read_text().strip() if governor.is_file() else None,
+        "last_level_cache_bytes": last_level_cache_bytes(),
+        "threads": torch.get_num_threads(),
+        "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the source tree that the package runs from; None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    top = _git(package, "rev-parse", "--show-toplevel")
+    if top is None or package != Path(top) / "python" / "jepa_kernels":
+        return {"id": None, "dirty": None, "reason": "not run from a source tree"}
+    changes = _git(package, "status", "--porcelain")
+    return {"id": _git(package, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    lines = (line for line in text.splitlines() if line.startswith("flags"))
+    return set(next(lines, "").split())

@@ -1,0 +1,21 @@
+"""Errors of the harness that a user can mend: the command line prints them as one line and exits with 2."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class BenchInputError(ValueError):
+    """An argument, suite file, video or output folder cannot be used; the message says what to change."""
+
+
+def require(module: str, *, extra: str = "bench") -> ModuleType:
+    """Import an optional module, or raise `BenchInputError` naming the extra that brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if error.name is None or error.name.partition(".")[0] != package:
+            raise
+        raise BenchInputError(f"{package} is not installed; install it with: pip install 'jepa-kernels[{extra}]'") from error

@@ -1,0 +1,293 @@
+"""Runs cases: every provider is checked, the passing ones are timed together, and each cell becomes one record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backends import BackendError
+from . import energy as energies
+from .cases import Case, Provider, Setting, Work
+from .ceilings import Ceilings
+from .correctness import Check, check
+from .errors import BenchInputError
+from .statistics import Summary, paired_ratio, summarise
+from .store import Record
+from .suite import Suite
+from .timing import Timed, clock_for, flags, interleave
+
+
+@dataclass
+class Session:
+    """What all cases of a run share."""
+
+    suite: Suite
+    setting: Setting
+    ceilings: Ceilings
+    meter: energies.Meter | None = None
+    meter_reason: str | None = None
+    deadline: float | None = None  # on the clock of time.perf_counter
+    stop: Callable[[], bool] = lambda: False
+
+    @property
+    def device(self) -> torch.device:
+        return self.setting.device
+
+    def late(self) -> bool:
+        """Whether the time budget of the whole run is spent."""
+        return self.deadline is not None and time.perf_counter() >= self.deadline
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass
+class Cell:
+    """One provider of one case on its way through checking and timing."""
+
+    provider: Provider
+    status: str = "ok"
+    error: str | None = None
+    check: Check | None = None
+    first_call_s: float | None = None
+    timed: Timed | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A provider that has run once: whether it was right, the call to time, and how long the first one took."""
+
+    check: Check
+    call: Callable[[], Any]
+    first_call_s: float
+
+
+def select_providers(case: Case, device: torch.device, patterns: Sequence[str]) -> list[Provider]:
+    """The case's providers that any of the globs matches, or all without a glob."""
+    found = case.providers(device)
+    return [p for p in found if not patterns or any(fnmatchcase(p.name, g) for g in patterns)]
+
+
+def check_provider_names(cases: Sequence[Case], device: torch.device, patterns: Sequence[str]) -> None:
+    """Raise `BenchInputError` for a provider glob that matches none of these cases' providers."""
+    known = sorted({p.name for case in cases for p in case.providers(device)})
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise BenchInputError(f"no provider matches {pattern!r}; known: {', '.join(known)}")
+
+
+def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
+    """Check and time every provider of a case; `remaining` cases share what is left of the time budget."""
+    cells = [Cell(provider) for provider in select_providers(case, session.device, session.suite.providers)]
+    work: Work | None = None
+    if session.late():
+        _mark(cells, "skipped", "the time budget was spent before this case")
+    else:
+        try:
+            inputs = case.make_inputs(session.setting)
+            work = case.work(inputs)
+            _check_all(case, cells, inputs, session)
+        except Exception as error:  # a broken case must not take the rest of the run with it
+            _mark(cells, *_failure(error, "inputs or reference: "))
+        _time_all(cells, session, max(_budget(session, remaining), 0.0))
+    records = [_record(case, cell, cells, work, session) for cell in cells]
+    if session.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return records
+
+
+def _budget(session: Session, remaining: int) -> float:
+    """Seconds that the rounds of this case may take: the suite's limit, or an even share of what is left."""
+    limit = session.suite.case_budget_s
+    if session.deadline is None:
+        return limit
+    left = session.deadline - time.perf_counter()
+    return min(limit, left / max(remaining, 1))
+
+
+def _mark(cells: Sequence[Cell], status: str, reason: str) -> None:
+    for cell in cells:
+        cell.status, cell.error = status, reason
+
+
+def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
+    if isinstance(error, BackendError):
+        return "unsupported", str(error)
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return "oom", f"{prefix}{error}"
+    return "failed", f"{prefix}{type(error).__name__}: {error}"
+
+
+def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session) -> None:
+    reference, low_precision = case.reference(inputs), case.low_precision(inputs)
+    for cell in cells:
+        if session.stop():
+            cell.status, cell.error = "skipped", "the run was interrupted before this provider"
+            continue
+        if session.late():
+            cell.status, cell.error = "skipped", "the time budget was spent before this provider"
+            continue
+        reason = cell.provider.supports(inputs)
+        if reason is not None:
+            cell.status, cell.error = "unsupported", reason
+            continue
+        try:
+            _check_one(case, cell, inputs, reference, low_precision, session)
+        except Exception as error:  # any provider may fail in any way; the others must still be measured
+            cell.status, cell.error = _failure(error)
+
+
+def _check_one(
+    case: Case,
+    cell: Cell,
+    inputs: Any,
+    reference: list[Tensor],
+    low_precision: list[Tensor],
+    session: Session,
+) -> None:
+    prepared = prepare(case, cell.provider, inputs, reference, low_precision, session.synchronise)
+    cell.check, cell.first_call_s = prepared.check, prepared.first_call_s
+    if prepared.check.passed:
+        cell.timed = Timed(cell.provider.name, prepared.call, cell.provider.context)
+    else:
+        cell.status, cell.error = "failed", f"wrong result: {prepared.check.message}"
+
+
+def prepare(
+    case: Case,
+    provider: Provider,
+    inputs: Any,
+    reference: list[Tensor],
+    low_precision: list[Tensor],
+    synchronise: Callable[[], Any],
+) -> Prepared:
+    """Set a provider up, run it once and check what it gives."""
+    with provider.context():
+        state = provider.setup(inputs)
+        synchronise()
+        begin = time.perf_counter()
+        result = provider.run(state)
+        synchronise()
+        first_call_s = time.perf_counter() - begin
+        outputs = provider.outputs(state, result)
+    outcome = check(outputs, reference, low_precision, case.tolerance)
+    return Prepared(outcome, partial(provider.run, state), first_call_s)
+
+
+def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:
+    timed = [cell.timed for cell in cells if cell.timed is not None]
+    interleave(
+        timed,
+        clock_for(session.device),
+        session.suite.timing,
+        seed=session.suite.seed,
+        budget_s=budget,
+        stop=session.stop,
+    )
+    for cell in cells:
+        if cell.timed is not None and cell.timed.error is not None:
+            cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
+
+
+def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session) -> Record:
+    timed = cell.timed if cell.status == "ok" and cell.timed and cell.timed.samples else None
+    record: Record = {
+        "case_id": case.id,
+        "operator": case.operator,
+        "dtype": case.dtype,
+        "shape": dict(case.shape),
+        "provider": cell.provider.name,
+        "about": cell.provider.about,
+        "peer": case.peer,
+        "status": cell.status,
+        "flags": [],
+        "error": cell.error,
+        "clock": clock_for(session.device).name,
+        "cache": "warm",
+        "first_call_s": cell.first_call_s,
+        "correctness": cell.check.as_dict() if cell.check else None,
+        "work": asdict(work) if work else None,
+        "samples": None,
+        "stats": None,
+        "ratios": {},
+        "rates": None,
+        "energy": energies.EnergyReading(None, "not timed").as_dict(),
+    }
+    if timed is None:
+        if cell.status == "ok":
+            record |= {"status": "skipped", "error": "interrupted or out of time before the first round"}
+        return record
+    seconds = list(timed.samples.values())
+    summary = summarise(seconds, session.suite.seed)
+    ratios = _ratios(timed, cells, session.suite.seed)
+    found = flags(summary, ratios.get(case.peer), session.suite.timing)
+    rates, above = _rates(summary, work, case.dtype, session.ceilings)
+    if session.stop():
+        found.append("interrupted")
+    record |= {
+        "status": "inconclusive" if found else "ok",
+        "flags": found + above,
+        "samples": {
+            "seconds": seconds,
+            "round": list(timed.samples),
+            "position": list(timed.positions.values()),
+            "calls_per_sample": timed.calls_per_sample,
+            "warmup_s": timed.warmup_s,
+        },
+        "stats": asdict(summary),
+        "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
+        "rates": rates,
+        "energy": _energy(timed, session).as_dict(),
+    }
+    return record
+
+
+def _ratios(timed: Timed, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
+    """Speed-up over every PyTorch form that was timed in the same rounds."""
+    found = {}
+    for other in cells:
+        if other.timed is None or other.timed is timed or other.status != "ok":
+            continue
+        if other.provider.name.startswith("torch-"):
+            ratio = paired_ratio(timed.samples, other.timed.samples, seed)
+            if ratio is not None:
+                found[other.provider.name] = ratio
+    return found
+
+
+def _rates(summary: Summary, work: Work | None, dtype: str, ceilings: Ceilings) -> tuple[dict[str, float] | None, list[str]]:
+    if work is None:
+        return None, []
+    flops, moved = work.flops / summary.median, work.bytes / summary.median
+    compute, copy = flops / ceilings.matrix(dtype), moved / ceilings.copy_bytes_per_s
+    above = []
+    if compute > 1:
+        above.append(f"above the measured {dtype} matrix rate")
+    if copy > 1:
+        above.append("above the measured copy bandwidth")
+    rates = {
+        "flops_per_s": flops,
+        "bytes_per_s": moved,
+        "compute_fraction": compute,
+        "copy_fraction": copy,
+        "samples_per_s": work.samples / summary.median,
+    }
+    return rates, above
+
+
+def _energy(timed: Timed, session: Session) -> energies.EnergyReading:
+    if not session.suite.energy:
+        return energies.EnergyReading(None, "switched off")
+    if session.meter is None:
+        return energies.EnergyReading(None, session.meter_reason)
+    if session.stop():
+        return energies.EnergyReading(None, "interrupted")
+    return energies.measure_energy(session.meter, timed.call, timed.context, synchronise=session.synchronise)

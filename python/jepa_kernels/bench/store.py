@@ -1,0 +1,103 @@
+"""A run's folder: one fsynced line per cell, so that an interruption loses nothing, and a document at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .errors import BenchInputError
+
+RESULTS, ENVIRONMENT, DOCUMENT, REPORT = "results.jsonl", "environment.json", "run.json", "report.html"
+Record = dict[str, Any]
+
+
+class RunStore:
+    """Writes one run. `append` returns only when the record is on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._results = open(folder / RESULTS, "a", encoding="utf-8")  # noqa: SIM115 - open for the whole run
+
+    @classmethod
+    def create(cls, output: Path) -> RunStore:
+        """A new folder `<output>/<time>-<four hex digits>`; raises `BenchInputError` where it cannot be written."""
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        folder = output / f"{stamp}-{secrets.token_hex(2)}"
+        try:
+            folder.mkdir(parents=True)
+            return cls(folder)
+        except OSError as error:
+            raise BenchInputError(
+                f"output folder {output} cannot be written: {error.strerror}; choose another with --output"
+            ) from error
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one cell's record."""
+        self._results.write(json.dumps(record, allow_nan=False) + "\n")
+        self._results.flush()
+        os.fsync(self._results.fileno())
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a whole file under a temporary name and rename it, so that it is never seen half-written."""
+        return write_atomic(self.folder / name, text)
+
+    def close(self) -> None:
+        self._results.close()
+
+
+def write_atomic(path: Path, text: str) -> Path:
+    """Replace a file by rename after an fsync."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def to_json(value: Any) -> str:
+    """JSON as all files of a run hold it: indented, without NaN."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def read_results(folder: Path) -> list[Record]:
+    """Records of a run in order. A torn last line, left by a killed process, is passed over.
+
+    Raises `BenchInputError` when the folder holds no run, or when a line before the last is broken.
+    """
+    path = folder / RESULTS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise BenchInputError(f"{folder} holds no benchmark run: {path.name}: {error.strerror}") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):  # no newline after it: the write did not finish
+                break
+            raise BenchInputError(f"{path} line {number} is broken: {error}") from error
+    return records
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """The environment of a run; raises `BenchInputError` when it is missing or broken."""
+    path = folder / ENVIRONMENT
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise BenchInputError(f"{folder} holds no benchmark run: {path.name}: {error}") from error
+    return loaded

@@ -1,0 +1,96 @@
+"""What a run measures and how: the built-in suites, and strict TOML files that replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .cases import Case, all_cases, select
+from .errors import BenchInputError, require
+from .timing import TimingOptions
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Selection of cases by tag and glob, and the options of the measurement. Durations are in seconds."""
+
+    name: str
+    tags: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    seed: int = 0
+    case_budget_s: float = 60.0
+    time_budget_s: float = 0.0  # of the whole run; 0 is no limit
+    energy: bool = True
+    quick: bool = False
+    timing: TimingOptions = field(default_factory=TimingOptions)
+
+    def chosen(self) -> list[Case]:
+        """The cases that carry any of the tags and match any of the globs."""
+        tagged = [c for c in all_cases() if not self.tags or c.tags & set(self.tags)]
+        if not tagged:
+            raise BenchInputError(f"suite {self.name!r}: no case has any of the tags {', '.join(self.tags)}")
+        return select(tagged, self.cases)
+
+
+FULL = Suite(name="full", tags=("full",))
+QUICK = Suite(
+    name="quick",
+    tags=("quick",),
+    case_budget_s=6.0,
+    time_budget_s=200.0,
+    quick=True,
+    timing=TimingOptions(rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1),
+)
+
+
+def load_suite(path: Path) -> Suite:
+    """Read a suite file. Raises `BenchInputError` for a missing file, bad TOML, or a key that has no meaning."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchInputError(f"suite {path} cannot be read: {error.strerror}") from error
+    toml = _toml()
+    try:
+        raw = toml.loads(text)
+    except toml.TOMLDecodeError as error:
+        raise BenchInputError(f"suite {path} is not TOML: {error}") from error
+    timing = raw.pop("timing", {})
+    if not isinstance(timing, dict):
+        raise BenchInputError(f"suite {path}: timing must be a table")
+    suite = _fill(Suite(name=path.stem), raw, path, skip="timing")
+    return replace(suite, timing=_fill(TimingOptions(), timing, path, where="timing."))
+
+
+def _toml() -> Any:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        return require("tomli")
+    return tomllib
+
+
+def _fill(base: Any, values: Mapping[str, Any], path: Path, *, where: str = "", skip: str = "") -> Any:
+    known = {f.name: getattr(base, f.name) for f in fields(base) if f.name != skip}
+    converted = {}
+    for key, value in values.items():
+        if key not in known:
+            raise BenchInputError(f"suite {path}: unknown key {where}{key}; known: {', '.join(known)}")
+        converted[key] = _convert(value, known[key], f"suite {path}: {where}{key}")
+    return replace(base, **converted)
+
+
+def _convert(value: Any, default: Any, name: str) -> Any:
+    if isinstance(default, tuple):
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise BenchInputError(f"{name} must be a list of strings, got {value!r}")
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise BenchInputError(f"{name} must be {type(default).__name__}, got {value!r}")
+    if not isinstance(value, (str, bool)) and value < 0:
+        raise BenchInputError(f"{name} must not be negative, got {value!r}")
+    return value

@@ -1,0 +1,59 @@
+"""FLOP and byte formulas, one per operator and shared by all providers.
+
+Bytes are the least that must move: every input read once and every output written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def patch_embed_flops(tokens: int, patch_values: int, dim: int) -> int:
+    """2 * tokens * (C * pt * ph * pw) * D."""
+    return 2 * tokens * patch_values * dim
+
+
+def patch_embed_bytes(tokens: int, patch_values: int, dim: int, *, pixel_bytes: int, weight_bytes: int, out_bytes: int) -> int:
+    """Pixels of the kept patches + weight and bias + output."""
+    pixels = tokens * patch_values * pixel_bytes
+    return pixels + (patch_values + 1) * dim * weight_bytes + tokens * dim * out_bytes
+
+
+def attention_flops(visible_pairs: int, heads: int, head_dim: int, *, backward: bool = False) -> float:
+    """4 * d * visible query-key pairs * heads; forward and backward together are 3.5 times that."""
+    return 4 * head_dim * visible_pairs * heads * (3.5 if backward else 1)
+
+
+def attention_bytes(tokens: int, heads: int, head_dim: int, *, value_bytes: int, backward: bool = False) -> int:
+    """Q + K + V + O + fp32 log-sum-exp; backward reads them and dO again and writes dQ, dK, dV."""
+    rows = tokens * heads
+    forward = rows * (4 * head_dim * value_bytes + 4)
+    return forward + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
+
+
+def frame_causal_pairs(frames: int, tokens_per_frame: int) -> int:
+    """Visible pairs when a query sees the keys of its own and of earlier frames."""
+    return tokens_per_frame**2 * frames * (frames + 1) // 2
+
+
+def ragged_pairs(lengths: Sequence[int]) -> int:
+    """Visible pairs of sequences that attend within themselves."""
+    return sum(n * n for n in lengths)
+
+
+def ema_flops(elements: int) -> int:
+    """3 per element: difference, product, sum."""
+    return 3 * elements
+
+
+def ema_bytes(elements: int, *, online_bytes: int = 4, target_bytes: int = 4) -> int:
+    """Target read and written, online read: 12 bytes per fp32 element."""
+    return elements * (2 * target_bytes + online_bytes)
+
+
+def transformer_flops(tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False) -> float:
+    """Blocks of attention and MLP: (8 + 4r) * tokens * D^2 + 4 * pairs * D per layer; backward doubles the linear
+    layers and costs 2.5 times the attention products."""
+    linear = (8 + 4 * mlp_ratio) * tokens * dim * dim
+    attention = 4 * pairs * dim
+    return depth * (linear * (3 if backward else 1) + attention * (3.5 if backward else 1))

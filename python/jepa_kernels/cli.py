@@ -1,0 +1,197 @@
+"""The command `jepa-kernels`: what this machine offers, the benchmark, and the check on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+OK, USAGE = 0, 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The argument parser of all commands."""
+    parser = argparse.ArgumentParser(prog="jepa-kernels", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    info = commands.add_parser("info", help="what this machine offers: CPU, GPUs, native modules, backends")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(handler=_info)
+    support = commands.add_parser("support", help="operator x backend x element type x architecture, in Markdown")
+    support.add_argument("--write", type=Path, metavar="README", help="write it between the markers of a Markdown file")
+    support.set_defaults(handler=_support)
+    check = commands.add_parser(
+        "gpu-check",
+        help="everything that needs a GPU, from a source tree: tests, sanitizer, benchmark; one results folder",
+        epilog="Exit codes: 0 all passed, 2 usage, 4 a step failed or ran out of time, 5 no NVIDIA GPU.",
+    )
+    check.add_argument("--budget", default="9m", metavar="TIME", help="limit of the whole check, such as 9m (default)")
+    check.add_argument("--output", type=Path, default=Path("runs/gpu-check"), metavar="DIR", help="the results folder")
+    check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
+    check.set_defaults(handler=_gpu_check)
+    bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
+    actions = bench.add_subparsers(dest="action", required=True)
+    _add_list(actions)
+    _add_run(actions)
+    report = actions.add_parser("report", help="write the report of a run again")
+    report.add_argument("run", type=Path, help="a run's folder")
+    report.set_defaults(handler=_report)
+    readme = actions.add_parser("readme-table", help="write a run's table between the markers of a README")
+    readme.add_argument("run", type=Path, help="a run's folder")
+    readme.add_argument("readme", type=Path, help="the Markdown file")
+    readme.set_defaults(handler=_readme_table)
+    return parser
+
+
+def _add_list(actions: Any) -> None:
+    listing = actions.add_parser("list", help="the cases and their providers")
+    _add_selection(listing)
+    listing.set_defaults(handler=_list)
+
+
+def _add_run(actions: Any) -> None:
+    run = actions.add_parser(
+        "run",
+        help="run a suite",
+        epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 130 interrupted (everything is saved).",
+    )
+    _add_selection(run)
+    run.add_argument("--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)")
+    run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
+    run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
+    run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")
+    run.set_defaults(handler=_run)
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    suite = parser.add_mutually_exclusive_group()
+    suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
+    suite.add_argument("--suite", type=Path, metavar="FILE.toml", help="cases and options from a file")
+    parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
+    parser.add_argument("--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code; a mistake of the user becomes one line on stderr and code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        options = build_parser().parse_args(arguments)
+    except SystemExit as leave:  # argparse has printed help or the mistake
+        return int(leave.code or 0)
+    options.argv = arguments
+    from .bench.errors import BenchInputError
+
+    try:
+        return int(options.handler(options))
+    except BenchInputError as error:
+        print(f"jepa-kernels: error: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _info(options: argparse.Namespace) -> int:
+    from . import info
+
+    found = info.collect()
+    print(json.dumps(found, indent=1) if options.json else info.as_text(found))
+    return OK
+
+
+def _support(options: argparse.Namespace) -> int:
+    from . import support
+
+    if options.write is None:
+        print(support.markdown())
+        return OK
+    from .bench.readme import replace_block
+
+    replace_block(options.write, support.BEGIN, support.END, support.markdown())
+    print(f"table written to {options.write}")
+    return OK
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    from .bench import gpu_check
+    from .bench.errors import BenchInputError
+
+    budget_s = parse_duration("--budget", options.budget)
+    if not options.tests.is_dir():
+        raise BenchInputError(f"--tests {options.tests} is not a folder; run gpu-check from the source tree")
+    return gpu_check.run(budget_s, options.output, options.tests)
+
+
+def _suite(options: argparse.Namespace) -> Any:
+    from .bench import suite as suites
+
+    chosen = suites.QUICK if options.quick else suites.FULL
+    if options.suite is not None:
+        chosen = suites.load_suite(options.suite)
+    changes: dict[str, Any] = {}
+    if options.filter:
+        changes["cases"] = tuple(options.filter)
+    if options.provider:
+        changes["providers"] = tuple(options.provider)
+    if getattr(options, "seed", None) is not None:
+        changes["seed"] = options.seed
+    if getattr(options, "time_budget", None) is not None:
+        changes["time_budget_s"] = parse_duration("--time-budget", options.time_budget)
+    return replace(chosen, **changes)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from .bench import runner, session
+
+    suite, device = _suite(options), session.choose_device(options.device)
+    cases = suite.chosen()
+    runner.check_provider_names(cases, device, suite.providers)
+    for case in cases:
+        names = ", ".join(p.name for p in runner.select_providers(case, device, suite.providers))
+        print(f"{case.id}\n    against {case.peer}; {names}")
+    return OK
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .bench import session
+
+    return session.run(
+        session.RunOptions(
+            suite=_suite(options),
+            output=options.output,
+            input=options.input,
+            device=options.device,
+            argv=tuple(options.argv),
+        )
+    )
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .bench.report import write_report
+
+    print(f"report: {write_report(options.run)}")
+    return OK
+
+
+def _readme_table(options: argparse.Namespace) -> int:
+    from .bench.readme import update_readme
+
+    update_readme(options.run, options.readme)
+    print(f"table written to {options.readme}")
+    return OK
+
+
+def parse_duration(option: str, text: str) -> float:
+    """Seconds of a duration such as `90s`, `4m`, `1.5h` or `90`; raises `BenchInputError` for anything else."""
+    from .bench.errors import BenchInputError
+
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise BenchInputError(f"{option} {text!r} is not a duration; write 90s, 4m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

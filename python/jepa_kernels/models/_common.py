@@ -1,0 +1,38 @@
+"""What the encoder and the predictor share: initialisation, and running a stack of blocks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..rope import Rope3D
+
+
+def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:
+    """Truncated-normal weights, zero biases; then the two maps that write to the residual stream of layer l
+    (counted from 1) are divided by sqrt(2 l), so that its variance does not grow with depth."""
+    for child in module.modules():
+        if isinstance(child, (nn.Linear, nn.Conv2d, nn.Conv3d)):
+            nn.init.trunc_normal_(child.weight, std=std)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+    with torch.no_grad():
+        for layer, block in enumerate(blocks, start=1):
+            for weight in (block.get_parameter("attn.proj.weight"), block.get_parameter("mlp.fc2.weight")):
+                weight.div_(math.sqrt(2.0 * layer))
+
+
+def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute: bool) -> Tensor:
+    """Apply the blocks in turn, with one rope object for all of them; `recompute` trades time for activations."""
+    recompute = recompute and torch.is_grad_enabled()
+    for block in blocks:
+        x = checkpoint(block, x, rope=rope, use_reentrant=False) if recompute else block(x, rope=rope)
+    return x
+
+
+def frame_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels, from both or from one number for both."""
+    return (img_size, img_size) if isinstance(img_size, int) else (int(img_size[0]), int(img_size[1]))

@@ -1,0 +1,149 @@
+"""The encoder of V-JEPA 2: patch embedding of the kept tokens, transformer blocks, a final LayerNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
+from ..nn.block import LAYER_NORM_EPS
+from ..rope import Rope3D
+from ._common import frame_size, init_weights, run_blocks
+from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
+
+
+class VisionTransformer(nn.Module):
+    """Vision transformer over images or clips that computes nothing for the tokens masked away.
+
+    Formula: patch embedding of the kept tokens, `depth` blocks, LayerNorm. Positions are 3-D RoPE by the original token ids
+    with `use_rope`, otherwise a frozen sine-cosine table that the patch embedding adds.
+
+    Shapes: pixels (B, C, H, W), or (B, C, T, H, W) when `num_frames` > 1, of any strides; returns (B, N, D), or (M * B, K, D),
+    mask-major, with `masks` (one int64 (B, K), or a list of M of equal K).
+
+    Dtypes: uint8 pixels are normalised inside the patch embedding with `pixel_mean` and `pixel_std` (units of 0..255);
+    floating-point pixels are taken as normalised. The rest follows autocast.
+
+    State dict: the official keys, `patch_embed.proj.*`, `blocks.i.*`, `norm.*` (and `pos_embed` without RoPE).
+
+    Raises:
+        ValueError: pixels that do not fit the model.
+
+    Deterministic: as its operators are.
+
+    Source: V-JEPA 2 (Assran et al., 2025).
+
+    Example:
+        >>> encoder = build_encoder("vit_tiny", img_size=32, num_frames=4, depth=1)
+        >>> encoder(torch.zeros(1, 3, 4, 32, 32), masks=torch.tensor([[0, 3, 5]])).shape
+        torch.Size([1, 3, 192])
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = (224, 224),
+        patch_size: int = 16,
+        num_frames: int = 1,
+        tubelet_size: int = 2,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_std: float = 0.02,
+        uniform_power: bool = False,
+        use_rope: bool = False,
+        use_activation_checkpointing: bool = False,
+        pixel_mean: Sequence[float] | None = PIXEL_MEAN,
+        pixel_std: Sequence[float] | None = PIXEL_STD,
+    ) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.in_chans = embed_dim, num_heads, in_chans
+        self.img_height, self.img_width = frame_size(img_size)
+        self.patch_size, self.num_frames, self.tubelet_size = patch_size, num_frames, tubelet_size
+        self.is_video = num_frames > 1
+        self.use_rope = use_rope
+        self.use_activation_checkpointing = use_activation_checkpointing
+
+        rows, columns = self.img_height // patch_size, self.img_width // patch_size
+        self.patch_embed: PatchEmbed | PatchEmbed3D
+        if self.is_video:
+            self.patch_embed = PatchEmbed3D(
+                patch_size, tubelet_size, in_chans, embed_dim, pixel_mean, pixel_std
+            )
+        else:
+            self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, pixel_mean, pixel_std)
+        depth_patches = num_frames // tubelet_size if self.is_video else 1
+        self.num_patches = depth_patches * rows * columns
+
+        self.pos_embed: nn.Parameter | None = None
+        if not use_rope:
+            if self.is_video:
+                table = get_3d_sincos_pos_embed(
+                    embed_dim, (rows, columns), depth_patches, uniform_power=uniform_power
+                )
+            else:
+                table = get_2d_sincos_pos_embed(embed_dim, (rows, columns))
+            self.pos_embed = nn.Parameter(torch.from_numpy(table).float().unsqueeze(0), requires_grad=False)
+
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, grid_size=rows, use_rope=use_rope)
+            for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        init_weights(self, self.blocks, init_std)
+
+    def forward(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
+        depth, rows, columns = self._grid(x)
+        rope = None
+        if self.use_rope:
+            # A kept token keeps the position of its place in the clip, not of its place among the kept tokens.
+            ids: Tensor
+            if masks is None:
+                ids = torch.arange(depth * rows * columns, device=x.device)
+            else:
+                ids = masks if isinstance(masks, Tensor) else torch.cat(masks, dim=0)
+            rope = Rope3D.from_ids(ids, grid=(rows, columns))
+        x = self.patch_embed(x, keep=masks, pos_embed=self._pos_embed(depth, rows, columns))
+        return self.norm(run_blocks(self.blocks, x, rope, self.use_activation_checkpointing))
+
+    def _grid(self, x: Tensor) -> tuple[int, int, int]:
+        dims = 5 if self.is_video else 4
+        if x.ndim != dims or x.shape[1] != self.in_chans:
+            shape = "(B, C, T, H, W)" if self.is_video else "(B, C, H, W)"
+            raise ValueError(f"pixels must be {shape} with C = {self.in_chans}; got shape {tuple(x.shape)}")
+        depth = x.shape[2] // self.tubelet_size if self.is_video else 1
+        return depth, x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+
+    def _pos_embed(self, depth: int, rows: int, columns: int) -> Tensor | None:
+        if self.pos_embed is None:
+            return None
+        height, width = rows * self.patch_size, columns * self.patch_size
+        tokens = depth * rows * columns
+        if (height, width) != (self.img_height, self.img_width) or tokens > self.num_patches:
+            raise ValueError(
+                f"the position table is for {self.num_frames} frames of {self.img_height}x{self.img_width} pixels; "
+                f"got {depth * rows * columns} tokens of {height}x{width} frames. Use use_rope=True, or the size of "
+                "the table"
+            )
+        return self.pos_embed[:, :tokens]  # the table of a shorter clip is the first part of this one
+
+
+def build_encoder(name: str, **overrides: Any) -> VisionTransformer:
+    """The encoder of a named size (`ENCODER_SIZES`), with RoPE; keyword arguments as for `VisionTransformer`.
+
+    Weights are random, from torch's global generator.
+
+    Raises:
+        ValueError: the name is unknown.
+
+    Example:
+        >>> sum(p.numel() for p in build_encoder("vit_tiny", img_size=64, num_frames=8).parameters())
+        5633856
+    """
+    return VisionTransformer(**{**asdict(encoder_size(name)), "use_rope": True, **overrides})

@@ -1,0 +1,22 @@
+"""Modules with the official names and state-dict keys, over the operators of this package."""
+
+from .attention import Attention, RoPEAttention
+from .block import MLP, Block
+from .patch_embed import PatchEmbed, PatchEmbed3D
+from .pos_embs import (
+    get_1d_sincos_pos_embed_from_grid,
+    get_2d_sincos_pos_embed,
+    get_3d_sincos_pos_embed,
+)
+
+__all__ = [
+    "MLP",
+    "Attention",
+    "Block",
+    "PatchEmbed",
+    "PatchEmbed3D",
+    "RoPEAttention",
+    "get_1d_sincos_pos_embed_from_grid",
+    "get_2d_sincos_pos_embed",
+    "get_3d_sincos_pos_embed",
+]

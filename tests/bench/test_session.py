@@ -1,0 +1,233 @@
+"""Whole runs of the command line over toy cases: exit codes, what is stored, and one clear line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from jepa_kernels import cli
+from jepa_kernels.backends import BackendError
+from jepa_kernels.bench import suite
+from jepa_kernels.bench.cases import Provider
+from jepa_kernels.bench.errors import BenchInputError, require
+from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, REPORT, read_environment, read_results
+
+from .conftest import Run
+from .toys import toy_case
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_complete_run_leaves_everything(toy_run: Run) -> None:
+    code, folder = toy_run()
+    assert code == 0
+    records = read_results(folder)
+    assert [(r["provider"], r["correctness"]["passed"]) for r in records] == [("jk-cpu", True), ("torch-add", True)]
+    assert all(r["status"] in ("ok", "inconclusive") and r["clock"] == "wall" for r in records)
+    assert len(records[0]["samples"]["seconds"]) == suite.QUICK.timing.rounds
+    assert records[0]["ratios"].keys() == {"torch-add"} and records[1]["ratios"] == {}
+    environment = read_environment(folder)
+    assert environment["suite"]["name"] == "quick" and environment["input"]["source"] == "toy"
+    assert environment["argv"][:3] == ["bench", "run", "--quick"]
+    assert (folder / REPORT).is_file()
+    assert not list(folder.glob("*.part"))
+
+
+def test_missing_energy_is_null_with_a_reason(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.session.open_meter", lambda device: (None, "no counter here"))
+    _, folder = toy_run()
+    energy = read_results(folder)[0]["energy"]
+    assert energy["joules_per_call"] is None and energy["reason"] == "no counter here"
+
+
+def test_document_is_read_by_pytest_benchmark(toy_run: Run) -> None:
+    _, folder = toy_run()
+    document = json.loads((folder / DOCUMENT).read_text())
+    assert [b["name"] for b in document["benchmarks"]] == ["toy/double-fp32[jk-cpu]", "toy/double-fp32[torch-add]"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_benchmark", "compare", str(folder / DOCUMENT), "--columns=median,rounds"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "jk-cpu" in done.stdout
+
+
+def wrong(x: torch.Tensor) -> torch.Tensor:
+    return x * 2.1
+
+
+def breaks(_x: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("cannot")
+
+
+def not_here(_x: torch.Tensor) -> torch.Tensor:
+    raise BackendError("no such machine")
+
+
+def no_memory(_x: torch.Tensor) -> torch.Tensor:
+    raise torch.cuda.OutOfMemoryError("full")
+
+
+@pytest.mark.parametrize(
+    ("run", "status", "words", "code"),
+    [
+        (wrong, "failed", "wrong result", 4),
+        (breaks, "failed", "RuntimeError: cannot", 4),
+        (not_here, "unsupported", "no such machine", 0),
+        (no_memory, "oom", "full", 0),
+    ],
+)
+def test_provider_that_cannot_is_told_and_not_timed(
+    toy_run: Run, run: Callable[[torch.Tensor], torch.Tensor], status: str, words: str, code: int
+) -> None:
+    found, folder = toy_run([toy_case(run)])
+    ours, theirs = read_results(folder)
+    assert found == code
+    assert (ours["status"], ours["stats"]) == (status, None) and words in ours["error"]
+    assert theirs["stats"] is not None
+
+
+def test_support_is_asked_before_anything_runs(toy_run: Run) -> None:
+    provider = Provider("jk-cuda", breaks, supports=lambda _x: "needs a GPU")
+    code, folder = toy_run([toy_case(providers=[provider, Provider("torch-add", lambda x: x + x)])])
+    assert code == 0 and read_results(folder)[0]["error"] == "needs a GPU"
+
+
+def test_case_whose_inputs_break_does_not_end_the_run(toy_run: Run) -> None:
+    from dataclasses import replace
+
+    def no_inputs(_setting: object) -> object:
+        raise ValueError("no pixels")
+
+    code, folder = toy_run([replace(toy_case(name="broken"), make_inputs=no_inputs), toy_case()])
+    assert code == 4
+    assert [r["status"] == "failed" for r in read_results(folder)] == [True, True, False, False]
+
+
+def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
+    calls = 0
+
+    def interrupted(x: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 5000:
+            os.kill(os.getpid(), signal.SIGINT)
+        return x * 2
+
+    code, folder = toy_run([toy_case(interrupted), toy_case(name="never")])
+    assert code == 130
+    assert [r["case_id"] for r in read_results(folder)] == ["toy/double-fp32"] * 2
+    assert (folder / REPORT).is_file() and not (folder / DOCUMENT).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_spent_time_budget_skips_the_rest(toy_run: Run) -> None:
+    code, folder = toy_run([toy_case(), toy_case(name="late")], "--time-budget", "0.001s")
+    assert code == 0
+    assert {r["status"] for r in read_results(folder)} == {"skipped"}
+    assert "time budget" in read_results(folder)[-1]["error"]
+
+
+def test_provider_glob_selects(toy_run: Run) -> None:
+    _, folder = toy_run(None, "--provider", "torch-*")
+    assert [r["provider"] for r in read_results(folder)] == ["torch-add"]
+
+
+def suite_file(folder: Path, text: str) -> str:
+    path = folder / "suite.toml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--filter", "no-such-*"], "no case matches 'no-such-*'"),
+        (["--provider", "jk-metal"], "no provider matches 'jk-metal'; known: jk-cpu, torch-add"),
+        (["--time-budget", "soon"], "--time-budget 'soon' is not a duration"),
+        (["--device", "toaster"], "unknown device 'toaster'"),
+        (["--device", "cuda:99"], "device cuda:99 is not there"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    toy_run: Run, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    code, _ = toy_run(None, *arguments)
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("colour = 1", "unknown key colour"),
+        ("[timing]\nround = 3", "unknown key timing.round"),
+        ("[timing]\nrounds = 'many'", "timing.rounds must be int"),
+        ("seed = true", "seed must be int"),
+        ("case_budget_s = -1", "must not be negative"),
+        ("cases = 'all'", "must be a list of strings"),
+        ("name =", "is not TOML"),
+        ("tags = ['nothing']", "no case has any of the tags nothing"),
+    ],
+)
+def test_suite_mistakes_are_one_line_and_exit_2(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, words: str
+) -> None:
+    code = cli.main(["bench", "list", "--suite", suite_file(tmp_path, text)])
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and error.count("\n") == 1
+
+
+def test_missing_suite_and_argparse_mistakes_exit_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["bench", "list", "--suite", str(tmp_path / "none.toml")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert cli.main(["bench", "fly"]) == 2
+    assert cli.main(["bench", "--help"]) == 0
+
+
+def test_output_under_a_file_exits_2(toy_run: Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _ = toy_run(None, "--output", str(tmp_path / "file" / "runs"))
+    assert code == 2 and "cannot be written" in capsys.readouterr().err
+
+
+def test_missing_package_names_the_extra() -> None:
+    with pytest.raises(BenchInputError, match=r"pip install 'jepa-kernels\[bench\]'"):
+        require("no_such_package_anywhere.part")
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_suite_files_are_the_built_in_suites(name: str) -> None:
+    loaded = suite.load_suite(ROOT / "benchmarks" / "suites" / f"{name}.toml")
+    assert loaded == {"quick": suite.QUICK, "full": suite.FULL}[name]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("4m", 240), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert cli.parse_duration("--time-budget", text) == seconds
+
+
+def test_nothing_outside_imports_the_harness() -> None:
+    package = ROOT / "python" / "jepa_kernels"
+    for path in package.rglob("*.py"):
+        if "bench" not in path.relative_to(package).parts and path.name != "cli.py":
+            text = path.read_text()
+            assert "jepa_kernels.bench" not in text and "from .bench" not in text and "from ..bench" not in text, path
+
+
+def test_environment_says_what_and_where(toy_run: Run) -> None:
+    _, folder = toy_run()
+    environment = json.loads((folder / ENVIRONMENT).read_text())
+    assert environment["versions"]["torch"] and environment["ceilings"]["copy_bytes_per_s"] > 0
+    assert environment["system"]["threads"] == torch.get_num_threads()
+    assert environment["commit"]["id"] is None or len(environment["commit"]["id"]) == 40

@@ -1,6 +1,6 @@
 """A kernel call as data: the launchers run it, and the ahead-of-time gate compiles the very same one without a GPU."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Launch:
     kernel: Any
     grid: int
     arguments: dict[str, Any]
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, int]
 
     def run(self) -> None:
         if self.grid > 0:
@@ -44,7 +44,15 @@ class Launch:
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else parameter.annotation_type or "i32"
         pointers = tuple(name for name, kind in signature.items() if kind.startswith("*"))
-        return AotCase(self.kernel.__name__, self.kernel, signature, constants, **self.options, divisible_by_16=pointers)
+        return AotCase(
+            self.kernel.__name__,
+            self.kernel,
+            signature,
+            constants,
+            self.options["num_warps"],
+            self.options["num_stages"],
+            pointers,
+        )
 
 
 def stride_unit(*tensors: torch.Tensor | None) -> int:

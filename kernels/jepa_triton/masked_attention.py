@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import Launch, stride_arguments, stride_unit
 from .masked_attention_backward import key_gradient_kernel, query_gradient_kernel
 from .masked_attention_forward import forward_kernel
-from .masked_attention_tiles import Tile, forward_tile, key_gradient_tile, query_gradient_tile
+from .masked_attention_tiles import forward_tile, key_gradient_tile, query_gradient_tile
 from .rope import rotation
 from .segments import head_dim_segments
 
@@ -68,9 +68,9 @@ class Extras:
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **extras: Any) -> None:
     """Attention with rotation and mask, written into out and lse.
 
-    out = softmax(scale rot(q) rot(k)^T + mask) rot-free v;  lse = ln sum exp(scale rot(q) rot(k)^T), natural, before normalising.
+    out = softmax(scale rot(q) rot(k)^T) v;  lse = ln sum exp(scale rot(q) rot(k)^T); both over the visible keys.
 
-    Shapes: q, out (B, H, Nq, D); k, v (B, H, Nk, D); any strides with a last stride of 1; lse (B, H, Nq) contiguous. D even, <= 256.
+    Shapes: q, out (B, H, Nq, D); k, v (B, H, Nk, D); any strides, the last 1; lse (B, H, Nq) contiguous. D even, <= 256.
     Keywords: those of `Extras`. A row without a visible key gives zeros and lse = -inf. A key that no row of a query tile
     sees has no influence on the tile, whatever it holds.
     Dtypes: float32 (products in float32, never TF32), bfloat16, float16; all sums and the softmax in float32, rotated values
@@ -99,9 +99,7 @@ def backward(
         launch.run()
 
 
-def forward_launches(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Extras
-) -> list[Launch]:
+def forward_launches(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Extras) -> list[Launch]:
     """The kernel calls of `forward`; tensors may be on the meta device."""
     _check(lse, q=q, k=k, v=v, out=out)
     batch, heads, query_len, head_dim = q.shape
@@ -145,7 +143,8 @@ def backward_launches(
     entries = extras.entries(batch)
     common = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "dout_ptr": dout, "lse_ptr": lse, "delta_ptr": delta,
-        **extras.arguments(q, k, unit), **_strides(unit, q=q, k=k, v=v, dout=dout), "scale": float(extras.scale), "scale_log2": extras.scale * LOG2_E,
+        **extras.arguments(q, k, unit), **_strides(unit, q=q, k=k, v=v, dout=dout),
+        "scale": float(extras.scale), "scale_log2": extras.scale * LOG2_E,
     }  # fmt: skip
 
     rows = query_len if extras.cu_seqlens is None else extras.max_seqlen

@@ -10,6 +10,7 @@ A row without a visible key has lse = -inf; reading that as +inf makes its P, an
 import triton
 import triton.language as tl
 
+from .masked_attention_bounds import RUNTIME_INTEGERS, first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
 from .segments import (
     dot_accumulate,
     dot_rows,
@@ -23,7 +24,6 @@ from .segments import (
     unrotate_segments,
     zero_segments,
 )
-from .masked_attention_bounds import RUNTIME_INTEGERS, first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -102,8 +102,8 @@ def query_gradient_kernel(
     mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head. scale_log2 = scale log2(e)."""
     tile, head, entry = grid_entry(num_tiles, num_heads)
@@ -257,8 +257,8 @@ def key_gradient_kernel(
     mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv for one tile of BLOCK_N keys of one head. Scores are held transposed, [N, M], so both sums are plain products."""
     tile, head, entry = grid_entry(num_tiles, num_heads)

@@ -75,7 +75,7 @@ def first_query(key, tokens_per_frame, query_frame_offset, FRAME_CAUSAL: tl.cons
 
 @triton.jit
 def load_bool_tile(base, row_stride, col_stride, row_end, col_end, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """[ROWS, COLS] of a boolean mask, false past the ends. The stride of the queries may be 0 (broadcast), that of the keys is 1."""
+    """[ROWS, COLS] of a boolean mask, false past the ends. The strides are 1 along keys and any, also 0, along queries."""
     rows = tl.arange(0, ROWS)[:, None]
     cols = tl.arange(0, COLS)[None, :]
     inside = (rows < row_end) & (cols < col_end)

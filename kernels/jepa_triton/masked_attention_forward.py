@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .masked_attention_bounds import RUNTIME_INTEGERS, grid_entry, key_limit, load_bool_tile, sequence_bounds
 from .segments import (
     dot_accumulate,
     dot_rows,
@@ -15,7 +16,6 @@ from .segments import (
     store_zero_rows,
     zero_segments,
 )
-from .masked_attention_bounds import RUNTIME_INTEGERS, grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -101,8 +101,9 @@ def forward_kernel(
     mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T) for one tile of BLOCK_M queries of one head.
 
@@ -164,13 +165,11 @@ def forward_kernel(
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         accumulators, row_max, row_sum = _attend_range(
             accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
-            None, 0, query_count - row,
-            scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
+            None, 0, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
         )  # fmt: skip
     accumulators, row_max, row_sum = _attend_range(
         accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
-        mask_base, mask_row, query_count - row,
-        scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
+        mask_base, mask_row, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
     )  # fmt: skip
 
     # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.

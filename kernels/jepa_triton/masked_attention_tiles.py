@@ -25,12 +25,12 @@ class Tile(NamedTuple):
 # 16-bit dtypes, by the largest head dim they hold: none spills registers on sm_80, 86, 90, 100 or 120, and the shared
 # memory fits 99 KB, the least of them. Boolean masks load a tile of the mask too, and inside a branch that Triton does
 # not pipeline, so they take smaller tiles and one stage.
-FORWARD = {64: Tile(128, 64, 8, 2), 128: Tile(128, 64, 8, 2), 256: Tile(64, 32, 8, 1)}
+FORWARD = {96: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 1)}
 FORWARD_SHORT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)}
 FORWARD_BOOL = {64: Tile(128, 32, 8, 1), 128: Tile(128, 32, 8, 1), 256: Tile(64, 32, 8, 1)}
-QUERY_GRADIENT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(64, 32, 8, 1)}
+QUERY_GRADIENT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 1)}
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)}
-KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 1), 256: Tile(32, 32, 8, 1)}
+KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}
 # float32 has no tensor-core product of full precision: small tiles keep both factors of a multiply-add in registers.
 FLOAT32 = {64: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}

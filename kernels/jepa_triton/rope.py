@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 from .launch import MAX_STRIDE_UNIT, Launch, stride_arguments, stride_unit
+from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 
 HEADS_PER_PROGRAM = 4
 BLOCK_TOKENS = 32

@@ -8,9 +8,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from aot import ARCHITECTURES, SHARED_LIMIT, compile_case, resources  # noqa: E402
-
-import jepa_kernels.kernels  # noqa: E402
+import jepa_kernels.kernels
+from aot import ARCHITECTURES, SHARED_LIMIT, compile_case, resources
 
 QUICK_ARCHITECTURES = (90, 120)  # wgmma; and the least shared memory with the older tensor-core instruction
 

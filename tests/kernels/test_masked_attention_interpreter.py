@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from masked_attention_worker import CASES  # noqa: E402
+from masked_attention_worker import CASES
 
 WORKER = Path(__file__).with_name("masked_attention_worker.py")
 

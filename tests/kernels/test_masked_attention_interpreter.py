@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
-from masked_attention_worker import CASES
+from masked_attention_worker import CASES  # noqa: E402
 
 WORKER = Path(__file__).with_name("masked_attention_worker.py")
 
@@ -18,6 +18,8 @@ WORKER = Path(__file__).with_name("masked_attention_worker.py")
 def verdicts():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "2"}
     result = subprocess.run([sys.executable, str(WORKER)], env=environment, capture_output=True, text=True)
+    if triton.__version__.startswith("3.6.") and "only 0-dimensional arrays can be converted" in result.stderr:
+        pytest.skip("the interpreter of Triton 3.6 turns 1-element arrays into loop bounds, which numpy 2.4 refuses")
     assert result.returncode == 0, result.stderr[-4000:]
     return dict(line.split(" ", 1) for line in result.stdout.splitlines())
 

@@ -28,12 +28,13 @@ class Tile(NamedTuple):
 FORWARD = {96: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 1)}
 FORWARD_SHORT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)}
 FORWARD_BOOL = {64: Tile(128, 32, 8, 1), 128: Tile(128, 32, 8, 1), 256: Tile(64, 32, 8, 1)}
-QUERY_GRADIENT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 1)}
+QUERY_GRADIENT = {64: Tile(64, 64, 4, 2), 96: Tile(64, 32, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 1)}
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 2), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}
 # float32 has no tensor-core product of full precision: small tiles keep both factors of a multiply-add in registers.
 FLOAT32 = {64: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
+KEY_GRADIENT_FLOAT32 = {64: Tile(32, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)}
 SHORT_ROWS = 64  # at most this many queries fill one tile of FORWARD_SHORT
 
 
@@ -57,5 +58,5 @@ def query_gradient_tile(head_dim: int, dtype: torch.dtype, bool_mask: bool) -> T
 
 def key_gradient_tile(head_dim: int, dtype: torch.dtype, bool_mask: bool) -> Tile:
     if dtype == torch.float32:
-        return _fitting(FLOAT32, head_dim)
+        return _fitting(KEY_GRADIENT_FLOAT32, head_dim)
     return _fitting(KEY_GRADIENT_BOOL if bool_mask else KEY_GRADIENT, head_dim)

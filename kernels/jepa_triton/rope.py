@@ -10,14 +10,21 @@ import torch
 import triton
 import triton.language as tl
 
-from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 from .launch import MAX_STRIDE_UNIT, Launch, stride_arguments, stride_unit
+from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 
 HEADS_PER_PROGRAM = 4
 BLOCK_TOKENS = 32
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_tiles", "num_head_groups"])
+RUNTIME_INTEGERS = [
+    "num_tokens", "num_heads", "num_tiles", "num_head_groups",
+    *(f"{name}_stride_{axis}" for name in ("x", "out") for axis in "bhn"),
+    *(f"{name}_stride_{axis}" for name in ("cos", "sin") for axis in "bn"),
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def rotate_kernel(
     x_ptr, out_ptr, cos_ptr, sin_ptr,
     x_stride_b: tl.int64, x_stride_h: tl.int64, x_stride_n: tl.int64,

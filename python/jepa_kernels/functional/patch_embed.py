@@ -74,9 +74,17 @@ def patch_embed(
     if isinstance(keep, RaggedIds):
         return tokens
     if keep is None:
-        return tokens.unflatten(0, (pixels.shape[0], -1)) if pixels.shape[0] else tokens.new_empty(0, 0, tokens.shape[1])
+        return tokens.view(pixels.shape[0], _token_count(arguments["pixels"], arguments["weight"]), weight.shape[0])
     masks = [keep] if isinstance(keep, Tensor) else keep
-    return tokens.view(len(masks) * masks[0].shape[0], masks[0].shape[1], tokens.shape[1])
+    return tokens.view(len(masks) * masks[0].shape[0], masks[0].shape[1], weight.shape[0])
+
+
+def _token_count(pixels: Tensor, weight: Tensor) -> int:
+    """Patches an element of the batch, of clips."""
+    tokens = 1
+    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
+        tokens *= size // step
+    return tokens
 
 
 def prepare(
@@ -98,9 +106,9 @@ def prepare(
     if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    tokens = 1
-    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
-        tokens *= size // step
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"patch_embed: bias is {bias.dtype}, weight {weight.dtype}; convert one to the other")
+    tokens = _token_count(pixels, weight)
     statistics = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return {
         "pixels": pixels,
@@ -147,9 +155,9 @@ def _check_weight(weight: Tensor, bias: Tensor | None, pixels: Tensor) -> None:
         return
     _check_tensor("bias", bias, _FLOATS, pixels)
     if bias.shape != weight.shape[:1]:
-        raise ValueError(f"patch_embed: bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) as weight has {weight.shape[0]} rows")
-    if bias.dtype != weight.dtype:
-        raise TypeError(f"patch_embed: bias is {bias.dtype}, weight {weight.dtype}; convert one to the other")
+        raise ValueError(
+            f"patch_embed: bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) as weight has {weight.shape[0]} rows"
+        )
 
 
 def _positions(pos_embed: Tensor | None, pixels: Tensor, tokens: int, width: int) -> Tensor | None:
@@ -229,7 +237,9 @@ def _stacked(keep: Tensor | Sequence[Tensor], pixels: Tensor) -> Tensor:
         name = "keep" if isinstance(keep, Tensor) else f"keep[{index}]"
         _check_tensor(name, ids, (torch.int64,), pixels)
         if ids.ndim != 2 or ids.shape[0] != pixels.shape[0]:
-            raise ValueError(f"patch_embed: {name} has shape {tuple(ids.shape)}; expected ({pixels.shape[0]}, K), one row an element")
+            raise ValueError(
+                f"patch_embed: {name} has shape {tuple(ids.shape)}; expected ({pixels.shape[0]}, K), one row an element"
+            )
         if ids.shape != masks[0].shape:
             raise ValueError(
                 f"patch_embed: {name} has shape {tuple(ids.shape)}, keep[0] {tuple(masks[0].shape)}; give all masks of a list one "

@@ -6,6 +6,7 @@ in the order of the result, below 0 for an id that was out of range; None stands
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,10 +27,7 @@ _CPU_ROWS = 8192
 
 def _tokens(pixels: Tensor, weight: Tensor) -> int:
     """Patches an element of the batch."""
-    count = 1
-    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
-        count *= size // step
-    return count
+    return math.prod(size // step for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True))
 
 
 def _result_dtype(weight: Tensor, pos_embed: Tensor | None) -> torch.dtype:
@@ -50,6 +48,11 @@ def _supports_triton(pixels, weight, bias, rows, pos_embed, mean, std) -> str | 
     dtypes = {tensor.dtype for tensor in (pixels, weight, pos_embed) if tensor is not None}
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference or cpu backend"
+    reach = sum(
+        (size - 1) * stride for size, stride in zip((pixels.shape[1], *weight.shape[2:]), pixels.stride()[1:], strict=True)
+    )
+    if max(reach, _tokens(pixels, weight) * weight.shape[0]) >= 2**31:
+        return "the triton kernel counts pixels inside a patch, and pos_embed, in 32 bits"
     return backends.why_no_triton(pixels.device, tuple(dtypes))
 
 
@@ -58,7 +61,9 @@ def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _pack(pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean: Tensor | None, std: Tensor | None, out: Tensor) -> None:
+def _pack(
+    pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean: Tensor | None, std: Tensor | None, out: Tensor
+) -> None:
     """Writes the normalised pixels of `len(out)` patches, beginning at place `first` of `rows`, as rows of `out`."""
     _native.cpu().pack_patches(
         _native.view(pixels.detach()),
@@ -96,7 +101,11 @@ def _add_positions(result: Tensor, rows: Tensor | None, pos_embed: Tensor | None
         return result.to(_result_dtype(result, pos_embed))
     if rows is None:
         by_element = result.unflatten(0, (-1, tokens))
-        return (by_element + pos_embed).flatten(0, 1) if result.dtype != pos_embed.dtype else by_element.add_(pos_embed).flatten(0, 1)
+        return (
+            (by_element + pos_embed).flatten(0, 1)
+            if result.dtype != pos_embed.dtype
+            else by_element.add_(pos_embed).flatten(0, 1)
+        )
     return result + pos_embed.index_select(0, rows % tokens)
 
 
@@ -105,7 +114,7 @@ def _cpu_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gr
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dy = grad.to(weight.dtype)  # [R, D]
     tokens = _tokens(pixels, weight)
-    grad_weight = grad_bias = grad_pos = grad_pixels = grad.new_empty(0)
+    grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = _cpu_weight_gradient(dy.to(dtype), pixels, weight, rows, mean, std)
     if needs[1]:
@@ -169,7 +178,7 @@ def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) ->
     tokens = _tokens(pixels, weight)
     grad = grad.contiguous()
     dy = grad.to(weight.dtype)  # [R, D]
-    grad_weight = grad_bias = grad_pos = grad_pixels = grad.new_empty(0)
+    grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
         kernel.backward_weight(dy, pixels, rows, mean, std, grad_weight)
@@ -262,12 +271,13 @@ def _fake_backward(
     pos_dtype: torch.dtype,
     needs: Sequence[bool],
 ) -> Gradients:
-    absent = grad.new_empty(0)
     return (
-        weight.new_empty(weight.shape) if needs[0] else absent,
-        weight.new_empty(weight.shape[:1]) if needs[1] else absent,
-        grad.new_empty((_tokens(pixels, weight), weight.shape[0]), dtype=pos_dtype) if needs[2] else absent,
-        torch.empty_like(pixels) if needs[3] else absent,
+        weight.new_empty(weight.shape) if needs[0] else grad.new_empty(0),
+        weight.new_empty(weight.shape[0]) if needs[1] else grad.new_empty(0),
+        grad.new_empty(
+            (_tokens(pixels, weight), weight.shape[0]) if needs[2] else 0, dtype=pos_dtype if needs[2] else grad.dtype
+        ),
+        torch.empty_like(pixels) if needs[3] else grad.new_empty(0),
     )
 
 

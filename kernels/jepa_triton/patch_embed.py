@@ -1,9 +1,9 @@
-"""Patch embedding as implicit matrix products: pixels of kept patches are gathered by strides, normalised and multiplied in one kernel.
+"""Patch embedding as implicit matrix products: pixels of kept patches are gathered by strides, normalised, multiplied in one kernel.
 
-Rows are indices into the B * N patches; those below 0 read nothing, yield NaN and receive no gradient. Columns of the product run over
-(channel, frame, y, x) inside a patch, the order of a convolution's weight. Pixels are normalised where they are loaded, in float32,
-and rounded once: one fused multiply-add a pixel, against folding std into the weight, which would round the weight a second time and
-rewrite it at every step.
+Rows are indices into the B * N patches; those outside read nothing, yield NaN and receive no gradient. Columns of the product run
+over (channel, frame, y, x) inside a patch, the order of a convolution's weight. Pixels are normalised where they are loaded, in
+float32, and rounded once: two operations a pixel, against folding std into the weight, which would round the weight a second time
+and rewrite it at every step.
 """
 
 from __future__ import annotations
@@ -198,11 +198,11 @@ def _tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> d
     Pixels of 4 bytes fill shared memory, and pixels that are not adjacent need an address each: half the columns at a time.
     """
     if dtype == torch.float32:
-        return {"BR": 64, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+        return {"BR": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2}
     columns = 64 if adjacent and pixel_bytes < 4 else 32
     if rows <= 1024:
         return {"BR": 64, "BD": 64, "BK": columns, "num_warps": 4, "num_stages": 3}
-    return {"BR": 128, "BD": 128, "BK": columns, "num_warps": 8, "num_stages": 3}
+    return {"BR": 128 if adjacent else 64, "BD": 128, "BK": columns, "num_warps": 8, "num_stages": 3}
 
 
 def _weight_tiles(dtype: torch.dtype, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
@@ -238,7 +238,7 @@ def forward(
     std: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Writes the tokens of `rows` (all patches for None) to `out` (R, D). weight (D, C, pt, ph, pw) and pos_embed are contiguous."""
+    """Writes the tokens of `rows` (all patches for None) to `out` (R, D). weight (D, C, pt, ph, pw), pos_embed: contiguous."""
     num_rows, width = out.shape
     if num_rows == 0:
         return
@@ -304,7 +304,7 @@ def _type_name(dtype: torch.dtype) -> str:
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
-    """Configurations of the compile gate: pixel and compute dtypes, K a multiple of 16 and not, both orders of pixels in memory."""
+    """Configurations of the compile gate: pixel and compute dtypes, K a multiple of 16 and not, both orders in memory."""
     shapes = {"tubelet": (3 * 2 * 16 * 16, 2, 16, 16), "p14": (3 * 14 * 14, 1, 14, 14)}
     cases = _reduction_cases(torch.bfloat16) + ([] if quick else _reduction_cases(torch.float32))
     for shape, pixels, compute, decoder in (

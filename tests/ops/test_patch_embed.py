@@ -1,4 +1,4 @@
-"""patch_embed on every backend: equal to normalise, convolve, gather, with all gradients; rounding no worse than PyTorch's own."""
+"""patch_embed on every backend: equal to normalise, convolve, gather, with all gradients; rounding within twice PyTorch's own."""
 
 from __future__ import annotations
 

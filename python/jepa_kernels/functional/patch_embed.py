@@ -31,9 +31,9 @@ def patch_embed(
 ) -> Tensor:
     """Embeds the patches of images or clips that `keep` names, straight from uint8 or float pixels.
 
-    Formula: `token = conv(y, weight, stride=patch) + bias + pos_embed[id]` with `y = (x - mean[c]) / std[c]` in the pixels' own unit
-    (0 to 255 for uint8), then `keep`; patches that no mask keeps are neither read nor multiplied. The token id of the patch in
-    frame group t, row r, column c of the patch grid is `t * rows * columns + r * columns + c`.
+    Formula: `token = conv(y, weight, stride=patch) + bias + pos_embed[id]` with `y = (x - mean[c]) / std[c]` in the pixels' own
+    unit (0 to 255 for uint8), then `keep`; patches that no mask keeps are neither read nor multiplied. The token id of the patch
+    in frame group t, row r, column c of the patch grid is `t * rows * columns + r * columns + c`.
 
     Shapes:
         pixels: (B, C, H, W) with weight (D, C, ph, pw), or (B, C, T, H, W) with weight (D, C, pt, ph, pw); any strides, so that
@@ -49,12 +49,12 @@ def patch_embed(
 
     Raises:
         TypeError: an argument is no tensor, or its dtype is not listed above.
-        ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another length
-            than C, a std is 0, or an id lies outside [0, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1; without it
-            an id out of range reads nothing and yields a row of NaN.
+        ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another
+            length than C, a std is 0, or an id lies outside [0, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1;
+            without it an id out of range reads nothing and yields a row of NaN.
 
-    Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of float32),
-        the weight, and R * D tokens; on a CPU also R * K packed values written and read once.
+    Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of
+        float32), the weight, and R * D tokens; on a CPU also R * K packed values written and read once.
 
     Deterministic: yes on cpu and triton, bit for bit, gradients included, also where ids repeat.
 
@@ -65,7 +65,8 @@ def patch_embed(
         >>> frames = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)  # decoder order
         >>> weight = torch.randn(8, 3, 2, 16, 16)
         >>> keep = torch.tensor([[0, 3, 7]])
-        >>> tokens = jk.patch_embed(frames.permute(0, 4, 1, 2, 3), weight, keep=keep, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])
+        >>> pixels = frames.permute(0, 4, 1, 2, 3)
+        >>> tokens = jk.patch_embed(pixels, weight, keep=keep, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])
         >>> tokens.shape
         torch.Size([1, 3, 8])
     """
@@ -97,7 +98,7 @@ def prepare(
     mean: Channels = None,
     std: Channels = None,
 ) -> dict[str, Any]:
-    """Checks the call and returns the operator's arguments: clips of one frame for images, `keep` as patch indices of the batch."""
+    """Checks the call and returns the operator's arguments: images as clips of one frame, `keep` as patch indices of the batch."""
     _check_pixels(pixels, weight)
     _check_weight(weight, bias, pixels)
     if pixels.ndim == 4:

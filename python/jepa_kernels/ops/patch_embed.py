@@ -1,7 +1,7 @@
 """The operator `patch_embed`: schema, fake, autograd and backends.
 
-Pixels are always (B, C, T, H, W), with T = 1 and a weight of pt = 1 for images; `rows` are indices into the B * N patches of the batch,
-in the order of the result, below 0 for an id that was out of range; None stands for all patches.
+Pixels are always (B, C, T, H, W), with T = 1 and a weight of pt = 1 for images; `rows` are indices into the B * N patches of the
+batch, in the order of the result, below 0 for an id that was out of range; None stands for all patches.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, pos_embed, pixels; empty where not needed
-# Rows that the CPU path packs and multiplies at a time: 24 MiB of bf16 for a tubelet of 2 x 16 x 16, so that a whole batch is never
-# unfolded in memory. Smaller blocks, down to the L2 cache, measured slower: each product prepares the weight anew.
+# Rows that the CPU path packs and multiplies at a time: 24 MiB of bf16 for a tubelet of 2 x 16 x 16, so that a whole batch is
+# never unfolded in memory. Smaller blocks, down to the L2 cache, measured no faster: each product prepares the weight anew.
 _CPU_ROWS = 8192
 
 
@@ -136,7 +136,7 @@ def _cpu_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gr
 
 
 def _cpu_weight_gradient(dy, pixels, weight, rows, mean, std) -> Tensor:  # type: ignore[no-untyped-def]
-    """dY^T X over the kept rows. X is packed again: a thirtieth of the product's time, and nothing but the pixels is kept for it."""
+    """dY^T X over the kept rows. X is packed again: a thirtieth of the product's time, and only the pixels are kept for it."""
     size = weight[0].numel()
     packed = pixels.new_empty((min(len(dy), _CPU_ROWS), size), dtype=dy.dtype)
     if len(dy) <= _CPU_ROWS:

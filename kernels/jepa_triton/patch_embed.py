@@ -46,20 +46,20 @@ def _column_offsets(k, stride_c, stride_t, stride_h, stride_w, PT: tl.constexpr,
 
 
 @triton.jit
-def _load_pixels(pixels, origins, inside, k, K: tl.constexpr, mean, std, stride_c, stride_t, stride_h, stride_w,
+def _load_pixels(pixels, origins, inside, k, K: tl.constexpr, BK: tl.constexpr, mean, std, stride_c, stride_t, stride_h, stride_w,
                  PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, MEAN: tl.constexpr, STD: tl.constexpr,
                  COMPUTE: tl.constexpr):  # fmt: skip
-    """Normalised pixels [rows, columns]; zeros where the row or the column is outside."""
+    """Normalised pixels [rows, columns]: 0 in columns from K on, any value in rows outside."""
     channel, offsets = _column_offsets(k, stride_c, stride_t, stride_h, stride_w, PT, PH, PW)
-    mask = inside[:, None] & (k < K)[None, :]
+    mask = inside[:, None]
+    if K % BK != 0:
+        mask = mask & (k < K)[None, :]
     raw = tl.load((pixels + origins)[:, None] + offsets[None, :], mask=mask, other=0)  # [BR, BK]
     x = raw.to(tl.float32)
     if MEAN:
         x -= tl.load(mean + channel, mask=k < K, other=0.0)[None, :]
     if STD:
         x *= (1.0 / tl.load(std + channel, mask=k < K, other=1.0))[None, :]
-    if MEAN:
-        x = tl.where(mask, x, 0.0)  # a masked load gave 0, which the mean has moved
     return x.to(COMPUTE)
 
 
@@ -88,9 +88,12 @@ def forward_kernel(
     total = tl.zeros((BR, BD), tl.float32)
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
-        x = _load_pixels(pixels, origins, inside, k, K, mean, std, stride_c, stride_t, stride_h, stride_w,
+        x = _load_pixels(pixels, origins, inside, k, K, BK, mean, std, stride_c, stride_t, stride_h, stride_w,
                          PT, PH, PW, MEAN, STD, COMPUTE)  # [BR, BK]  # fmt: skip
-        w = tl.load(weight_rows + k[:, None], mask=(k < K)[:, None] & in_width[None, :], other=0.0)  # [BK, BD]
+        w_mask = in_width[None, :]
+        if K % BK != 0:
+            w_mask = w_mask & (k < K)[:, None]
+        w = tl.load(weight_rows + k[:, None], mask=w_mask, other=0.0)  # [BK, BD]
         total = tl.dot(x, w, total, input_precision="ieee")
     if BIAS:
         total += tl.load(bias + d, mask=in_width, other=0.0).to(tl.float32)[None, :]
@@ -129,8 +132,9 @@ def backward_weight_kernel(
         origins = _row_origins(
             tl.where(inside, patch, 0), tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w, PT, PH, PW
         )
-        x = _load_pixels(pixels, origins, inside, k, K, mean, std, stride_c, stride_t, stride_h, stride_w,
+        x = _load_pixels(pixels, origins, inside, k, K, BK, mean, std, stride_c, stride_t, stride_h, stride_w,
                          PT, PH, PW, MEAN, STD, COMPUTE)  # [BR, BK]  # fmt: skip
+        x = tl.where(inside[:, None], x, 0.0)
         dy = tl.load(grad + i[None, :] * width + d[:, None], mask=inside[None, :] & in_width[:, None], other=0.0)  # [BD, BR]
         total = tl.dot(dy, x, total, input_precision="ieee")
     at = (split * width + d[:, None]) * K + k[None, :]
@@ -201,7 +205,7 @@ def _tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> d
         return {"BR": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2}
     columns = 64 if adjacent and pixel_bytes < 4 else 32
     if rows <= 1024:
-        return {"BR": 64, "BD": 64, "BK": columns, "num_warps": 4, "num_stages": 3}
+        return {"BR": 64, "BD": 64, "BK": columns, "num_warps": 4 if columns == 64 else 8, "num_stages": 3}
     return {"BR": 128 if adjacent else 64, "BD": 128, "BK": columns, "num_warps": 8, "num_stages": 3}
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import backend_parameters
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jepa_kernels as jk
+from conftest import backend_parameters
 
 MEAN = (123.675, 116.28, 103.53, 110.0)
 STD = (58.395, 57.12, 57.375, 60.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 
 import jepa_kernels as jk
+from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 from jepa_kernels import _native
 from jepa_kernels.ops.patch_embed import _CPU_ROWS
 from jepa_kernels.reference.patch_embed import normalise, unfold

@@ -1,4 +1,4 @@
-"""patch_embed inside PyTorch (gradcheck, opcheck, torch.compile, autocast, CUDA graphs) and in memory: guard bands, every element written."""
+"""patch_embed inside PyTorch (gradcheck, opcheck, compile, autocast, CUDA graphs) and in memory: guard bands, all is written."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def prepare(
     mean: Channels = None,
     std: Channels = None,
 ) -> dict[str, Any]:
-    """Checks the call and returns the operator's arguments: images as clips of one frame, `keep` as patch indices of the batch."""
+    """Checks the call and returns the operator's arguments: images as clips of one frame, `keep` as indices of patches."""
     _check_pixels(pixels, weight)
     _check_weight(weight, bias, pixels)
     if pixels.ndim == 4:
@@ -167,8 +167,8 @@ def _positions(pos_embed: Tensor | None, pixels: Tensor, tokens: int, width: int
     _check_tensor("pos_embed", pos_embed, _FLOATS, pixels)
     if pos_embed.shape not in ((tokens, width), (1, tokens, width)):
         raise ValueError(
-            f"patch_embed: pos_embed has shape {tuple(pos_embed.shape)}; expected ({tokens}, {width}) or (1, {tokens}, {width}): one "
-            "row for each patch of these pixels"
+            f"patch_embed: pos_embed has shape {tuple(pos_embed.shape)}; expected ({tokens}, {width}) or (1, {tokens}, {width}): "
+            "one row for each patch of these pixels"
         )
     return pos_embed.reshape(tokens, width)
 
@@ -243,8 +243,8 @@ def _stacked(keep: Tensor | Sequence[Tensor], pixels: Tensor) -> Tensor:
             )
         if ids.shape != masks[0].shape:
             raise ValueError(
-                f"patch_embed: {name} has shape {tuple(ids.shape)}, keep[0] {tuple(masks[0].shape)}; give all masks of a list one "
-                "length, or pass RaggedIds"
+                f"patch_embed: {name} has shape {tuple(ids.shape)}, keep[0] {tuple(masks[0].shape)}; give all masks of a list "
+                "one length, or pass RaggedIds"
             )
     return torch.stack(masks) if len(masks) > 1 else masks[0].unsqueeze(0)
 

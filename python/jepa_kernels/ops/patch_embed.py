@@ -320,14 +320,15 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 
 _patch_embed_backward = define(
-    "patch_embed_backward(Tensor grad, Tensor pixels, Tensor weight, Tensor? rows, Tensor? mean, Tensor? std, ScalarType pos_dtype, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    "patch_embed_backward(Tensor grad, Tensor pixels, Tensor weight, Tensor? rows, Tensor? mean, Tensor? std, "
+    "ScalarType pos_dtype, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
     backward=_no_second_derivative,
 )
 patch_embed = define(
-    "patch_embed(Tensor pixels, Tensor weight, Tensor? bias, Tensor? rows, Tensor? pos_embed, Tensor? mean, Tensor? std) -> Tensor",
+    "patch_embed(Tensor pixels, Tensor weight, Tensor? bias, Tensor? rows, Tensor? pos_embed, Tensor? mean, "
+    "Tensor? std) -> Tensor",
     _forward,
     _fake_forward,
     backward=_autograd,

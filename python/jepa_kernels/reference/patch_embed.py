@@ -78,7 +78,7 @@ def embed_rows(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> Tensor:
-    """The operator `patch_embed`: tokens of the patches `rows` (indices into B * N), all of them for None; NaN for a row below 0."""
+    """The operator `patch_embed`: tokens of the patches `rows` (indices into B * N), None for all; NaN for a row below 0."""
     tokens = patch_embed(pixels, weight, bias, pos_embed=pos_embed, mean=mean, std=std).flatten(0, 1)
     if rows is None:
         return tokens

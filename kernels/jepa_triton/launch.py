@@ -20,12 +20,12 @@ MAX_STRIDE_UNIT = 8  # elements; 16 bytes of a 16-bit dtype, the widest load of 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel call. options are num_warps and num_stages; grid counts programs along one axis."""
+    """One kernel call. options are num_warps, num_stages and maxnreg; grid counts programs along one axis."""
 
     kernel: Any
     grid: int
     arguments: dict[str, Any]
-    options: dict[str, int]
+    options: dict[str, Any]
 
     def run(self) -> None:
         if self.grid > 0:
@@ -52,6 +52,7 @@ class Launch:
             self.options["num_warps"],
             self.options["num_stages"],
             pointers,
+            max_registers=self.options.get("maxnreg"),
         )
 
 

@@ -39,7 +39,8 @@ def compile_case(case, architecture: int, **more_options):
         constexprs={positions[name]: value for name, value in case.constants.items()},
         attrs={positions[name]: [["tt.divisibility", 16]] for name in case.divisible_by_16},
     )
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True, **more_options}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers}
+    options |= {"enable_fp_fusion": True, **more_options}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 

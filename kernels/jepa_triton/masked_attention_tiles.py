@@ -32,7 +32,7 @@ FORWARD_SHORT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 
 FORWARD_BOOL = {64: Tile(128, 32, 8, 1), 128: Tile(128, 32, 8, 1), 256: Tile(64, 32, 8, 1)}
 QUERY_GRADIENT = {64: Tile(64, 64, 4, 2), 96: Tile(64, 32, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 1, 255)}
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1, 255), 256: Tile(32, 32, 8, 1)}
-KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 128: Tile(32, 64, 8, 2, 255), 256: Tile(32, 32, 8, 1)}
+KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 96: Tile(32, 64, 8, 2, 255), 128: Tile(32, 64, 8, 1), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}
 # float32 has no tensor-core product of full precision: small tiles keep both factors of a multiply-add in registers.
 FLOAT32 = {64: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}

@@ -80,7 +80,9 @@ def prepare_kernel(
 
 
 @triton.jit
-def _step_block(pointers, scalars, offsets, inside, TARGET: tl.constexpr, PARAM_SHADOW: tl.constexpr, TARGET_SHADOW: tl.constexpr):
+def _step_block(
+    pointers, scalars, offsets, inside, TARGET: tl.constexpr, PARAM_SHADOW: tl.constexpr, TARGET_SHADOW: tl.constexpr
+):
     """One block of elements through AdamW and EMA; `inside` is None for a whole block."""
     param, grad, exp_avg, exp_avg_sq, target, param_shadow, target_shadow = pointers
     decay, weight1, beta2, weight2, eps, step_size, correction2, grad_factor, target_weight = scalars
@@ -170,7 +172,15 @@ def launch_sum_of_squares(
 ) -> None:  # fmt: skip
     """Writes one float64 partial sum a program."""
     sum_of_squares_kernel[(chunks.shape[0],)](
-        table, grads, chunks, partials, GRAD=TRITON_DTYPES[grad_dtype], ALIGNED=aligned, CHUNK=chunk, BLOCK=_BLOCK, num_warps=4
+        table,
+        grads,
+        chunks,
+        partials,
+        GRAD=TRITON_DTYPES[grad_dtype],
+        ALIGNED=aligned,
+        CHUNK=chunk,
+        BLOCK=_BLOCK,
+        num_warps=4,
     )
 
 

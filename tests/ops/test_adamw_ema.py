@@ -34,7 +34,10 @@ def problem(device="cpu", sizes=SIZES, grad_dtype=torch.float32, shadow_dtype=to
 
 def clone(lists, dtype=None):
     wide = {"params", "grads", "exp_avgs", "exp_avg_sqs", "targets"}
-    return {name: [x.clone() if dtype is None or name not in wide else x.to(dtype) for x in tensors] for name, tensors in lists.items()}
+    return {
+        name: [x.clone() if dtype is None or name not in wide else x.to(dtype) for x in tensors]
+        for name, tensors in lists.items()
+    }
 
 
 def run(backend, lists, **options):
@@ -43,7 +46,9 @@ def run(backend, lists, **options):
 
 
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "grad_scale": 8.0}, {"betas": (0.3, 0.6), "weight_decay": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_grad_norm": 1.0, "grad_scale": 8.0}, {"betas": (0.3, 0.6), "weight_decay": 0.0}]
+)
 def test_error_is_within_twice_that_of_torch(place, grad_dtype, options):
     lists = problem(place[0], grad_dtype=grad_dtype)
     exact, plain = clone(lists, torch.float64), clone(lists)
@@ -57,7 +62,10 @@ def test_error_is_within_twice_that_of_torch(place, grad_dtype, options):
             floor = 2**-23 * (truth.abs().max().item() if truth.numel() else 0.0)
             assert truth.numel() == 0 or (ours.double() - truth).abs().max().item() <= bound + floor, name
     for name, source in (("param_shadows", "params"), ("target_shadows", "targets")):
-        assert all(torch.equal(shadow, value.to(shadow.dtype)) for shadow, value in zip(lists[name], lists[source], strict=True))
+        assert all(
+            torch.equal(shadow, value.to(shadow.dtype))
+            for shadow, value in zip(lists[name], lists[source], strict=True)
+        )
     assert [float(step) for step in lists["steps"]] == [index + 1.0 for index in range(len(SIZES))]
     expected = math.sqrt(sum(float(g.double().square().sum()) for g in lists["grads"])) / common.get("grad_scale", 1.0)
     assert float(status[0]) == pytest.approx(expected, rel=1e-5) and status[1:].tolist() == [0.0, 0.0]
@@ -98,7 +106,9 @@ def test_without_targets_and_shadows_equals_torch_adamw(place):
             parameter.grad = grad.clone()
         optimizer.step()
         with jk.backend(place[1]):
-            jk.adamw_ema_(*[lists[n] for n in ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps")], lr=0.02, weight_decay=0.3)
+            jk.adamw_ema_(
+                *[lists[n] for n in ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps")], lr=0.02, weight_decay=0.3
+            )
     for ours, theirs in zip(lists["params"], parameters, strict=True):
         torch.testing.assert_close(ours, theirs.detach(), rtol=2e-6, atol=2e-6)
 
@@ -121,16 +131,27 @@ def test_unaligned_and_channels_last(place):
     lists = problem(place[0], sizes=(1001,))
     expected = clone(lists)
     run(place[1], expected, momentum=0.5)
-    shifted = {n: [torch.empty(1002, dtype=x.dtype, device=x.device)[1:].copy_(x) if x.numel() > 1 else x for x in ts] for n, ts in lists.items()}
+    shifted = {
+        n: [torch.empty(1002, dtype=x.dtype, device=x.device)[1:].copy_(x) if x.numel() > 1 else x for x in ts]
+        for n, ts in lists.items()
+    }
     run(place[1], shifted, momentum=0.5)
-    assert torch.equal(shifted["params"][0], expected["params"][0]) and torch.equal(shifted["targets"][0], expected["targets"][0])
+    assert torch.equal(shifted["params"][0], expected["params"][0]) and torch.equal(
+        shifted["targets"][0], expected["targets"][0]
+    )
     image = torch.randn(3, 4, 5, 6, device=place[0])
     flat = [image.clone() for _ in range(2)]
     last = [x.to(memory_format=torch.channels_last) for x in flat]
     moments = [[torch.zeros_like(x)] for x in (last[0], last[0])]
     with jk.backend(place[1]):  # the gradient comes in another memory order than its parameter
         jk.adamw_ema_([last[0]], [image.contiguous()], *moments, [torch.zeros((), device=place[0])])
-        jk.adamw_ema_([flat[0]], [image], [torch.zeros_like(image)], [torch.zeros_like(image)], [torch.zeros((), device=place[0])])
+        jk.adamw_ema_(
+            [flat[0]],
+            [image],
+            [torch.zeros_like(image)],
+            [torch.zeros_like(image)],
+            [torch.zeros((), device=place[0])],
+        )
     assert torch.equal(last[0].contiguous(), flat[0])
 
 
@@ -189,8 +210,18 @@ def test_native_backends_refuse_other_state_and_automatic_runs_the_reference():
 
 def test_opcheck():
     lists = problem(sizes=(9,))
-    scalars = [torch.tensor([[0.1, 0.9, 0.99, 1e-8, 0.1]], dtype=torch.float64), torch.tensor([0.9, math.inf, 1.0, 0.0], dtype=torch.float64)]
-    arguments = (*lists.values(), [0], *scalars, torch.empty(0, dtype=torch.float64), torch.zeros(3, dtype=torch.float64), True)
+    scalars = [
+        torch.tensor([[0.1, 0.9, 0.99, 1e-8, 0.1]], dtype=torch.float64),
+        torch.tensor([0.9, math.inf, 1.0, 0.0], dtype=torch.float64),
+    ]
+    arguments = (
+        *lists.values(),
+        [0],
+        *scalars,
+        torch.empty(0, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.float64),
+        True,
+    )
     torch.library.opcheck(torch.ops.jepa_kernels.adamw_ema_, arguments)
 
 

@@ -163,7 +163,10 @@ def test_scale_and_found_inf_of_a_scaler_are_taken_into_the_step():
     optimizer, plain = jk.AdamWEMA(ours.parameters()), jk.AdamWEMA(theirs.parameters())
     grads(ours, 0, scale=1024.0)
     grads(theirs, 0)
-    optimizer.grad_scale, optimizer.found_inf = torch.tensor(1024.0), torch.tensor(0.0)  # as torch.amp.GradScaler.step sets them
+    optimizer.grad_scale, optimizer.found_inf = (
+        torch.tensor(1024.0),
+        torch.tensor(0.0),
+    )  # as torch.amp.GradScaler.step sets them
     optimizer.step()
     plain.step()
     assert largest_difference(ours.parameters(), theirs.parameters()) < 1e-6

@@ -25,7 +25,13 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_equal_one(kind, tmp_path):
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), kind, str(tmp_path / f"{rank}.pt")],
@@ -47,4 +53,6 @@ def test_two_processes_equal_one(kind, tmp_path):
         for part in ("online", "target"):
             assert list(state[part]) == list(single[part])
             for name, value in single[part].items():
-                torch.testing.assert_close(state[part][name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    state[part][name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+                )

@@ -114,7 +114,11 @@ def test_state_dict_round_trip_continues_bit_for_bit():
     for each in (target, other):
         each.update()
     assert other.step == 2
-    for a, b in zip([*target.module.parameters(), *target.shadow.parameters()], [*other.module.parameters(), *other.shadow.parameters()], strict=True):
+    for a, b in zip(
+        [*target.module.parameters(), *target.shadow.parameters()],
+        [*other.module.parameters(), *other.shadow.parameters()],
+        strict=True,
+    ):
         assert torch.equal(a, b)
 
 
@@ -126,7 +130,9 @@ def test_loads_official_target_encoders(prefix, nested):
     target = jk.EMATarget(encoder(), shadow_dtype=torch.bfloat16)
     target.load_state_dict({"target_encoder": state, "epoch": 3} if nested else state)
     assert all(torch.equal(a, b) for a, b in zip(target.module.parameters(), source.parameters(), strict=True))
-    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(target.shadow.parameters(), source.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b.bfloat16()) for a, b in zip(target.shadow.parameters(), source.parameters(), strict=True)
+    )
     with pytest.raises(RuntimeError, match="Missing key"):
         target.load_state_dict({"target_encoder": {}})
 

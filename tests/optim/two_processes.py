@@ -46,7 +46,10 @@ def wrap(kind: str, online: nn.Module) -> tuple[nn.Module, jk.EMATarget]:
 
 
 def full(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    return {name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone() for name, value in state.items()}
+    return {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone()
+        for name, value in state.items()
+    }
 
 
 def train(kind: str) -> dict[str, Any]:

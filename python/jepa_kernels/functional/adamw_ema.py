@@ -187,7 +187,9 @@ def _check_tensor(name: str, index: int, tensor: Tensor, param: Tensor, first: T
         return
     allowed = _SHADOWS if name.endswith("shadows") else _FLOATS
     if tensor.dtype not in allowed:
-        raise TypeError(f"{where} has dtype {tensor.dtype}; make it one of {', '.join(str(d).removeprefix('torch.') for d in allowed)}")
+        raise TypeError(
+            f"{where} has dtype {tensor.dtype}; make it one of {', '.join(str(d).removeprefix('torch.') for d in allowed)}"
+        )
     if tensor.device != first.device:
         raise ValueError(f"{where} is on {tensor.device}, params[0] on {first.device}; move them together")
     if name == "steps":

@@ -80,7 +80,12 @@ def _supports_cpu(*arguments: Any) -> str | None:
 
 def _supports_triton(*arguments: Any) -> str | None:
     tensors = Tensors(*arguments[:9])
-    dtypes = {tensor.dtype for group in (tensors.grads, tensors.param_shadows, tensors.target_shadows) for tensor in group if tensor.numel()}
+    dtypes = {
+        tensor.dtype
+        for group in (tensors.grads, tensors.param_shadows, tensors.target_shadows)
+        for tensor in group
+        if tensor.numel()
+    }
     return backends.why_no_triton(tensors.params[0].device, tuple(dtypes)) or _why_not_native(tensors)
 
 
@@ -137,8 +142,12 @@ class ReferencePlan:
         if decision.skip:
             return
         hyper = scalars.hyper.tolist()
-        for param, grad, first, second, step, target, param_shadow, target_shadow, group in zip(*self._tensors, strict=True):
-            reference.update_one(param, grad, first, second, step, hyper=tuple(hyper[group]), grad_factor=decision.grad_factor)
+        for param, grad, first, second, step, target, param_shadow, target_shadow, group in zip(
+            *self._tensors, strict=True
+        ):
+            reference.update_one(
+                param, grad, first, second, step, hyper=tuple(hyper[group]), grad_factor=decision.grad_factor
+            )
             if target.numel():
                 wide = torch.float64 if target.dtype == torch.float64 else torch.float32
                 target.copy_(torch.lerp(target.to(wide), param.to(wide), 1.0 - decision.momentum))
@@ -177,7 +186,9 @@ class CpuPlan:
         decision = decide(scalars)
         report(scalars, decision)
         if not decision.skip:
-            self._native.update(scalars.hyper.tolist(), decision.momentum, decision.grad_factor, torch.get_num_threads())
+            self._native.update(
+                scalars.hyper.tolist(), decision.momentum, decision.grad_factor, torch.get_num_threads()
+            )
 
 
 def like(params: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:

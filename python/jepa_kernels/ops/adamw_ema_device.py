@@ -67,7 +67,9 @@ class DevicePlan:
             key = (self._grads[place].dtype, row[4] != 0, *shadows, aligned)
             groups.setdefault(key, []).extend((place, chunk) for chunk in range(-(-row[7] // CHUNK)))
         return [
-            Launch(torch.tensor(chunks, dtype=torch.int32, device=self._device), *key) for key, chunks in groups.items() if chunks
+            Launch(torch.tensor(chunks, dtype=torch.int32, device=self._device), *key)
+            for key, chunks in groups.items()
+            if chunks
         ]
 
     def set_grads(self, grads: Sequence[Tensor]) -> None:
@@ -79,7 +81,9 @@ class DevicePlan:
         grads = like(self._tensors.params, grads)
         addresses = [grad.data_ptr() for grad in grads]
         if addresses != self._addresses and self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            raise RuntimeError("adamw_ema: gradients moved inside a CUDA graph capture; capture the backward pass with the step")
+            raise RuntimeError(
+                "adamw_ema: gradients moved inside a CUDA graph capture; capture the backward pass with the step"
+            )
         same_kinds = all(
             grad.dtype == old.dtype and (new % 16 == 0) == (address % 16 == 0)
             for grad, old, new, address in zip(grads, self._grads, addresses, self._addresses, strict=True)
@@ -123,7 +127,13 @@ class DevicePlan:
         from ..kernels import adamw_ema as kernel
 
         kernel.launch_prepare(
-            self._table, scalars.hyper, scalars.control, scalars.squares, scalars.status, self._coefficients, self._shared
+            self._table,
+            scalars.hyper,
+            scalars.control,
+            scalars.squares,
+            scalars.status,
+            self._coefficients,
+            self._shared,
         )
         for launch in self._launches:
             kernel.launch_step(
@@ -140,7 +150,10 @@ class DevicePlan:
             view(self._shared), stream,
         )  # fmt: skip
         for launch in self._launches:
-            codes = [-1 if dtype is None else _native.DTYPE_CODES[dtype] for dtype in (launch.param_shadow, launch.target_shadow)]
+            codes = [
+                -1 if dtype is None else _native.DTYPE_CODES[dtype]
+                for dtype in (launch.param_shadow, launch.target_shadow)
+            ]
             native.adamw_ema_step(
                 view(self._table), view(self._grad_table), view(launch.chunks), view(scalars.hyper), view(self._coefficients),
                 view(self._shared), _native.DTYPE_CODES[launch.grad_dtype], launch.target, *codes, launch.aligned, CHUNK, stream,

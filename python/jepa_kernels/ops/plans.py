@@ -94,7 +94,11 @@ class PlanCache:
         plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
         if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
             return
-        self._plans[id(tensors[0]), len(tensors)] = (watch_tensors(list(tensors)), backends.forced(self._operator_name), run)
+        self._plans[id(tensors[0]), len(tensors)] = (
+            watch_tensors(list(tensors)),
+            backends.forced(self._operator_name),
+            run,
+        )
         while len(self._plans) > _KEPT:
             self._plans.popitem(last=False)
 
@@ -104,7 +108,9 @@ def written(tensors: Sequence[Tensor]) -> None:
     torch.autograd.graph.increment_version(tensors)
 
 
-def prepared(operator_entry: Any, tensors: Sequence[Tensor], arguments: Sequence[Any], lists: Sequence[Any]) -> Callable[..., None] | None:
+def prepared(
+    operator_entry: Any, tensors: Sequence[Tensor], arguments: Sequence[Any], lists: Sequence[Any]
+) -> Callable[..., None] | None:
     """The prepared call that the resolved backend makes of these lists of tensors, or None where it has none."""
     plan = backends.resolve(operator_entry, tensors[0].device, arguments).functions.get("plan")
     return None if plan is None else plan(*lists)

@@ -124,7 +124,9 @@ class AdamWEMA(torch.optim.Optimizer):
                 if grad is None:
                     continue
                 if grad.is_sparse:
-                    raise ValueError(f"AdamWEMA: a parameter of shape {tuple(param.shape)} has a sparse gradient; make it dense")
+                    raise ValueError(
+                        f"AdamWEMA: a parameter of shape {tuple(param.shape)} has a sparse gradient; make it dense"
+                    )
                 params.append(param)
                 grads.append(grad)
                 groups.append(index)
@@ -172,7 +174,9 @@ class AdamWEMA(torch.optim.Optimizer):
             self._follow_rest(chosen, stepped=bool(params))
         return loss
 
-    def _fused_step(self, params: list[Tensor], grads: list[Tensor], groups: list[int], momentum: float | Tensor) -> None:
+    def _fused_step(
+        self, params: list[Tensor], grads: list[Tensor], groups: list[int], momentum: float | Tensor
+    ) -> None:
         plan = self._planned(params, grads, groups)
         device = plan.device
         if self._status is None or self._status.device != device:
@@ -247,7 +251,9 @@ class AdamWEMA(torch.optim.Optimizer):
         for index, group in enumerate(state_dict["param_groups"]):
             for option in _REFUSED:
                 if group.get(option):
-                    raise ValueError(f"AdamWEMA: group {index} of the loaded state has {option}={group[option]}, which is not supported here")
+                    raise ValueError(
+                        f"AdamWEMA: group {index} of the loaded state has {option}={group[option]}, which is not supported here"
+                    )
         super().load_state_dict(state_dict)
         for group in self.param_groups:
             for param in group["params"]:

@@ -29,7 +29,9 @@ class DeviceNumbers:
         plain = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
         if plain != self._plain:
             if self._tensor.is_cuda and torch.cuda.is_current_stream_capturing():
-                raise RuntimeError("AdamWEMA: a hyperparameter changed inside a CUDA graph capture; run a step before, or pass it as a tensor")
+                raise RuntimeError(
+                    "AdamWEMA: a hyperparameter changed inside a CUDA graph capture; run a step before, or pass it as a tensor"
+                )
             self._tensor.copy_(torch.tensor(plain, dtype=torch.float64))
             self._plain = plain
         for index, value in enumerate(values):

@@ -74,7 +74,9 @@ class EMATarget:
         self.momentum = momentum if callable(momentum) else ConstantMomentum(momentum)
         self.buffers, self.stochastic_rounding, self.seed, self.step = buffers, stochastic_rounding, seed, 0
         if target is None and pairing.is_sharded(self._online):
-            raise ValueError("EMATarget: FSDP2 modules cannot be copied; pass a second module, sharded alike, as target=...")
+            raise ValueError(
+                "EMATarget: FSDP2 modules cannot be copied; pass a second module, sharded alike, as target=..."
+            )
         self.module = copy.deepcopy(self._online) if target is None else pairing.unwrapped(target)
         self.module.requires_grad_(False)
         for parameter in self.module.parameters():
@@ -107,7 +109,9 @@ class EMATarget:
             self.shadows = [twin for _, twin, _ in pairing.paired(self.shadow, self.module, buffers=False)]
             modules.append(self.shadow)
         self._buffer_pairs = self._paired_buffers() if self.buffers else []
-        self._structure = plans.watch_slots([d for module in modules for d in pairing.dictionaries(module, buffers=self.buffers)])
+        self._structure = plans.watch_slots(
+            [d for module in modules for d in pairing.dictionaries(module, buffers=self.buffers)]
+        )
         self._tensors = [*self.targets, *self.online, *self.shadows]
         # Held, so that no other storage can take the addresses that the watch compares.
         self._storages = [tensor.untyped_storage() for tensor in self._tensors]
@@ -149,7 +153,11 @@ class EMATarget:
         chosen, seed = self.next_momentum(momentum), (self.seed + self.step) % 2**63
         forced = operator.forced()
         if self._run is None or self._forced != forced or not plans.direct():
-            options: dict[str, Any] = {"shadows": self.shadows or None, "stochastic_rounding": self.stochastic_rounding, "seed": seed}
+            options: dict[str, Any] = {
+                "shadows": self.shadows or None,
+                "stochastic_rounding": self.stochastic_rounding,
+                "seed": seed,
+            }
             ema_update_(self.targets, self.online, chosen, **options)
             self._run, self._forced = operator.PLANS.find(self._tensors), forced
         else:

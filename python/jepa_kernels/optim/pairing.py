@@ -65,17 +65,23 @@ def paired(target: nn.Module, online: nn.Module, *, buffers: bool) -> list[tuple
     ours, theirs = dict(_named(target, buffers)), dict(_named(online, buffers))
     for name in theirs:
         if name not in ours:
-            raise ValueError(f"EMATarget: the online module has {name!r}, the target does not; make a new EMATarget after changing modules")
+            raise ValueError(
+                f"EMATarget: the online module has {name!r}, the target does not; make a new EMATarget after changing modules"
+            )
     for name, tensor in ours.items():
         if name not in theirs:
-            raise ValueError(f"EMATarget: the target has {name!r}, the online module does not; make a new EMATarget after changing modules")
+            raise ValueError(
+                f"EMATarget: the target has {name!r}, the online module does not; make a new EMATarget after changing modules"
+            )
         source = theirs[name]
         if tensor.shape != source.shape:
             raise ValueError(
                 f"EMATarget: {name!r} has shape {tuple(tensor.shape)} in the target, {tuple(source.shape)} in the online module"
             )
         if not same_placement(tensor, source):
-            raise ValueError(f"EMATarget: {name!r} is sharded differently in target and online module; apply fully_shard alike to both")
+            raise ValueError(
+                f"EMATarget: {name!r} is sharded differently in target and online module; apply fully_shard alike to both"
+            )
     return [(name, tensor, theirs[name]) for name, tensor in ours.items()]
 
 
@@ -131,7 +137,9 @@ def shadow_module(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.
         raise ValueError(f"shadow_module: dtype must be torch.bfloat16 or torch.float16, got {dtype}")
     module = unwrapped(module)
     if is_sharded(module):
-        raise ValueError("shadow_module: FSDP2 modules cannot be copied; use its MixedPrecisionPolicy(param_dtype=...) instead")
+        raise ValueError(
+            "shadow_module: FSDP2 modules cannot be copied; use its MixedPrecisionPolicy(param_dtype=...) instead"
+        )
     twin = copy.deepcopy(module)
     for parameter in twin.parameters():
         parameter.grad = None

@@ -91,7 +91,9 @@ class StepPlan:
                 raise ValueError(
                     f"AdamWEMA: a gradient of shape {tuple(grad.shape)} on {grad.device} for a parameter of {tuple(param.shape)} on {self.device}"
                 )
-        if found != self._grads or any(grad.stride() != param.stride() for grad, param in zip(grads, self._tensors.params, strict=True)):
+        if found != self._grads or any(
+            grad.stride() != param.stride() for grad, param in zip(grads, self._tensors.params, strict=True)
+        ):
             self._plan.set_grads(grads)
             self._grads = found
 
@@ -120,7 +122,11 @@ def reduced_squares(plan: StepPlan, grads: Sequence[Tensor]) -> Tensor:
         return _over_shards(plan.sum_of_squares(), *layouts.pop())
     total = torch.zeros((), dtype=torch.float64, device=plan.device)
     for mesh, placements in sorted(layouts, key=str):  # one order on every process
-        members = [local(g) for g in grads if (getattr(g, "device_mesh", None), tuple(getattr(g, "placements", ()))) == (mesh, placements)]
+        members = [
+            local(g)
+            for g in grads
+            if (getattr(g, "device_mesh", None), tuple(getattr(g, "placements", ()))) == (mesh, placements)
+        ]
         total += _over_shards(operator.reference.sum_of_squares(members), mesh, placements)
     return total
 

@@ -35,10 +35,14 @@ def close(got, want):
         for ours, theirs in zip(tensors, want[name], strict=True):
             if ours is not None:
                 tolerance = 1e-3 if ours.dtype == torch.float16 else 2e-6
-                torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    ours, theirs, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
+                )
 
 
-@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 1.0, "grad_scale": 4.0}, {"skip_nonfinite": False, "betas": (0.3, 0.6)}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_grad_norm": 1.0, "grad_scale": 4.0}, {"skip_nonfinite": False, "betas": (0.3, 0.6)}]
+)
 @pytest.mark.parametrize("grad_dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("offset", [0, 1])
 def test_equals_reference(options, grad_dtype, offset):
@@ -64,4 +68,6 @@ def test_a_step_that_is_skipped_changes_nothing(bad):
         status = jk.adamw_ema_(**lists, momentum=0.9, **options)
     assert status[1:].tolist() == [1.0, 1.0]
     lists["grads"], before["grads"] = [], []
-    assert all(a is None or torch.equal(a, b) for name in lists for a, b in zip(lists[name], before[name], strict=True))
+    assert all(
+        a is None or torch.equal(a, b) for name in lists for a, b in zip(lists[name], before[name], strict=True)
+    )

@@ -17,7 +17,8 @@ jepa::Isa parse_isa(const std::string& name) {
   throw py::value_error("unknown instruction set '" + name + "': one of baseline, avx2, avx512, avx512_bf16");
 }
 
-// The library whose OpenMP runs our loops. It must be the one torch loaded: two pools of spinning threads slow each other down.
+// The library whose OpenMP runs our loops. It must be the one torch loaded: two pools of spinning threads slow each
+// other down.
 std::string openmp_library() {
   Dl_info info{};
   void* symbol = dlsym(RTLD_DEFAULT, "GOMP_parallel");

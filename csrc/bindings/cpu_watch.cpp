@@ -1,5 +1,6 @@
-// Quick looks at Python objects: whether the tensors that a plan holds addresses of are still the same, and lie where they lay.
-// Attributes are read through descriptors of torch's tensor class that Python passes in; no torch header is needed.
+// Quick looks at Python objects: whether the tensors that a plan holds addresses of are still the same, and lie where
+// they lay. Attributes are read through descriptors of torch's tensor class that Python passes in; no torch header is
+// needed.
 #include <pybind11/pybind11.h>
 
 #include <vector>
@@ -31,7 +32,8 @@ struct Descriptors {
   uintptr_t address(PyObject* tensor) const { return as_integer(call(data_ptr, tensor)); }
   uintptr_t elements(PyObject* tensor) const { return as_integer(call(numel, tensor)); }
   py::object type(PyObject* tensor) const {
-    PyObject* result = Py_TYPE(dtype.ptr())->tp_descr_get(dtype.ptr(), tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
+    PyObject* result =
+        Py_TYPE(dtype.ptr())->tp_descr_get(dtype.ptr(), tensor, reinterpret_cast<PyObject*>(Py_TYPE(tensor)));
     if (result == nullptr) throw py::error_already_set();
     return py::reinterpret_steal<py::object>(result);
   }
@@ -43,7 +45,8 @@ class TensorWatch {
       : read_{std::move(data_ptr), std::move(numel), std::move(dtype)}, addresses_only_(addresses_only) {
     entries_.reserve(tensors.size());
     for (const py::handle tensor : tensors)
-      entries_.push_back({py::weakref(tensor), read_.address(tensor.ptr()), read_.elements(tensor.ptr()), read_.type(tensor.ptr())});
+      entries_.push_back(
+          {py::weakref(tensor), read_.address(tensor.ptr()), read_.elements(tensor.ptr()), read_.type(tensor.ptr())});
   }
 
   bool unchanged(const py::list& tensors) const {
@@ -52,7 +55,8 @@ class TensorWatch {
       PyObject* tensor = PyList_GET_ITEM(tensors.ptr(), static_cast<Py_ssize_t>(i));
       const Entry& entry = entries_[i];
       if (PyWeakref_GetObject(entry.reference.ptr()) != tensor || read_.address(tensor) != entry.address) return false;
-      if (!addresses_only_ && (read_.elements(tensor) != entry.elements || !read_.type(tensor).is(entry.type))) return false;
+      if (!addresses_only_ && (read_.elements(tensor) != entry.elements || !read_.type(tensor).is(entry.type)))
+        return false;
     }
     return true;
   }
@@ -77,7 +81,8 @@ class SlotWatch {
       const py::dict dictionary = py::reinterpret_borrow<py::dict>(item);
       sizes_.push_back({dictionary, dictionary.size()});
       for (const auto& [key, value] : dictionary)
-        slots_.push_back({dictionary, py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value)});
+        slots_.push_back(
+            {dictionary, py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value)});
     }
   }
 
@@ -85,7 +90,8 @@ class SlotWatch {
     for (const auto& [dictionary, size] : sizes_)
       if (dictionary.size() != size) return false;
     for (const Slot& slot : slots_)
-      if (PyDict_GetItemWithError(slot.dictionary.ptr(), slot.key.ptr()) != slot.value.ptr()) return PyErr_Clear(), false;
+      if (PyDict_GetItemWithError(slot.dictionary.ptr(), slot.key.ptr()) != slot.value.ptr())
+        return PyErr_Clear(), false;
     return true;
   }
 
@@ -101,9 +107,10 @@ class SlotWatch {
 }  // namespace
 
 void bind_watch(py::module_& m) {
-  py::class_<TensorWatch>(m, "TensorWatch", "Tensors by weak reference with their addresses; see jepa_kernels.ops.plans.")
-      .def(py::init<const py::list&, py::object, py::object, py::object, bool>(), py::arg("tensors"), py::arg("data_ptr"),
-           py::arg("numel"), py::arg("dtype"), py::arg("addresses_only"))
+  py::class_<TensorWatch>(m, "TensorWatch",
+                          "Tensors by weak reference with their addresses; see jepa_kernels.ops.plans.")
+      .def(py::init<const py::list&, py::object, py::object, py::object, bool>(), py::arg("tensors"),
+           py::arg("data_ptr"), py::arg("numel"), py::arg("dtype"), py::arg("addresses_only"))
       .def("unchanged", &TensorWatch::unchanged, py::arg("tensors"));
   py::class_<SlotWatch>(m, "SlotWatch", "Entries of dictionaries; see jepa_kernels.ops.plans.")
       .def(py::init<const py::list&>(), py::arg("dictionaries"))

@@ -20,18 +20,25 @@ void check(const TensorView& view, DType dtype, int64_t columns, const char* nam
   check_size(view, 1, columns, name);
 }
 
-AdamWLaunch checked(const TensorView& table, const TensorView& grads, const TensorView& chunks, int grad_dtype, bool aligned, int chunk) {
+AdamWLaunch checked(const TensorView& table, const TensorView& grads, const TensorView& chunks, int grad_dtype,
+                    bool aligned, int chunk) {
   check(table, DType::kInt64, 9, "table");
   check(grads, DType::kInt64, 0, "grads");
   check(chunks, DType::kInt32, 2, "chunks");
   check_size(grads, 0, table.sizes[0], "grads");
-  if (chunk <= 0 || chunk % 8 != 0) fail("adamw_ema: chunk must be a positive multiple of 8, got " + std::to_string(chunk));
-  return {table.as<const int64_t>(), grads.as<const int64_t>(), chunks.as<const int32_t>(), chunks.sizes[0], chunk,
-          static_cast<DType>(grad_dtype), aligned};
+  if (chunk <= 0 || chunk % 8 != 0)
+    fail("adamw_ema: chunk must be a positive multiple of 8, got " + std::to_string(chunk));
+  return {table.as<const int64_t>(),
+          grads.as<const int64_t>(),
+          chunks.as<const int32_t>(),
+          chunks.sizes[0],
+          chunk,
+          static_cast<DType>(grad_dtype),
+          aligned};
 }
 
-void sum_of_squares(const TensorView& table, const TensorView& grads, const TensorView& chunks, const TensorView& partials,
-                    int grad_dtype, bool aligned, int chunk, uintptr_t stream) {
+void sum_of_squares(const TensorView& table, const TensorView& grads, const TensorView& chunks,
+                    const TensorView& partials, int grad_dtype, bool aligned, int chunk, uintptr_t stream) {
   const AdamWLaunch launch = checked(table, grads, chunks, grad_dtype, aligned, chunk);
   check(partials, DType::kFloat64, 0, "partials");
   check_size(partials, 0, launch.programs, "partials");
@@ -56,9 +63,9 @@ void prepare(const TensorView& table, const TensorView& hyper, const TensorView&
     check_dtype(squares, DType::kFloat64, "squares");
   }
   py::gil_scoped_release unlocked;
-  adamw_ema_prepare_cuda(table.as<const int64_t>(), table.sizes[0], hyper.as<const double>(), control.as<const double>(),
-                         squares.as<const double>(), status.as<double>(), coefficients.as<float>(), shared.as<float>(),
-                         reinterpret_cast<void*>(stream));
+  adamw_ema_prepare_cuda(table.as<const int64_t>(), table.sizes[0], hyper.as<const double>(),
+                         control.as<const double>(), squares.as<const double>(), status.as<double>(),
+                         coefficients.as<float>(), shared.as<float>(), reinterpret_cast<void*>(stream));
 }
 
 void step(const TensorView& table, const TensorView& grads, const TensorView& chunks, const TensorView& hyper,
@@ -69,20 +76,21 @@ void step(const TensorView& table, const TensorView& grads, const TensorView& ch
   check(coefficients, DType::kFloat32, 2, "coefficients");
   check(shared, DType::kFloat32, 0, "shared");
   py::gil_scoped_release unlocked;
-  adamw_ema_step_cuda(launch, hyper.as<const double>(), coefficients.as<const float>(), shared.as<const float>(), target,
-                      param_shadow_dtype, target_shadow_dtype, reinterpret_cast<void*>(stream));
+  adamw_ema_step_cuda(launch, hyper.as<const double>(), coefficients.as<const float>(), shared.as<const float>(),
+                      target, param_shadow_dtype, target_shadow_dtype, reinterpret_cast<void*>(stream));
 }
 
 }  // namespace
 
 void bind_adamw_ema_cuda(py::module_& m) {
-  m.def("adamw_ema_sum_of_squares", &sum_of_squares, py::arg("table"), py::arg("grads"), py::arg("chunks"), py::arg("partials"),
-        py::arg("grad_dtype"), py::arg("aligned"), py::arg("chunk"), py::arg("stream"));
-  m.def("adamw_ema_prepare", &prepare, py::arg("table"), py::arg("hyper"), py::arg("control"), py::arg("squares"), py::arg("status"),
-        py::arg("coefficients"), py::arg("shared"), py::arg("stream"));
-  m.def("adamw_ema_step", &step, py::arg("table"), py::arg("grads"), py::arg("chunks"), py::arg("hyper"), py::arg("coefficients"),
-        py::arg("shared"), py::arg("grad_dtype"), py::arg("target"), py::arg("param_shadow_dtype"), py::arg("target_shadow_dtype"),
-        py::arg("aligned"), py::arg("chunk"), py::arg("stream"));
+  m.def("adamw_ema_sum_of_squares", &sum_of_squares, py::arg("table"), py::arg("grads"), py::arg("chunks"),
+        py::arg("partials"), py::arg("grad_dtype"), py::arg("aligned"), py::arg("chunk"), py::arg("stream"));
+  m.def("adamw_ema_prepare", &prepare, py::arg("table"), py::arg("hyper"), py::arg("control"), py::arg("squares"),
+        py::arg("status"), py::arg("coefficients"), py::arg("shared"), py::arg("stream"));
+  m.def("adamw_ema_step", &step, py::arg("table"), py::arg("grads"), py::arg("chunks"), py::arg("hyper"),
+        py::arg("coefficients"), py::arg("shared"), py::arg("grad_dtype"), py::arg("target"),
+        py::arg("param_shadow_dtype"), py::arg("target_shadow_dtype"), py::arg("aligned"), py::arg("chunk"),
+        py::arg("stream"));
 }
 
 }  // namespace jepa

@@ -47,8 +47,10 @@ void check_shadow(size_t index, const void* shadow, DType dtype) {
 void check(size_t index, const AdamWTensor& t) {
   if (t.numel < 0) fail(where(index) + "negative element count");
   if (t.step == nullptr) fail(where(index) + "null step");
-  if (t.numel > 0 && (t.param == nullptr || t.exp_avg == nullptr || t.exp_avg_sq == nullptr)) fail(where(index) + "null address");
-  if (t.numel > 0 && t.target_shadow != nullptr && t.target == nullptr) fail(where(index) + "a target shadow without a target");
+  if (t.numel > 0 && (t.param == nullptr || t.exp_avg == nullptr || t.exp_avg_sq == nullptr))
+    fail(where(index) + "null address");
+  if (t.numel > 0 && t.target_shadow != nullptr && t.target == nullptr)
+    fail(where(index) + "a target shadow without a target");
   if (t.group < 0) fail(where(index) + "negative group");
   check_grad(index, t.grad, t.grad_dtype, t.numel);
   check_shadow(index, t.param_shadow, t.param_shadow_dtype);
@@ -96,7 +98,8 @@ double AdamWTensors::sum_of_squares(int num_threads) const {
   std::vector<double> partial(static_cast<size_t>(items_->count()), 0.0);
   parallel_for(items_->count(), items_->threads(num_threads), [&](int64_t item) {
     double sum = 0.0;
-    for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c) sum += kernel(tensors_[c->tensor], c->begin, c->end);
+    for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c)
+      sum += kernel(tensors_[c->tensor], c->begin, c->end);
     partial[static_cast<size_t>(item)] = sum;
   });
   double total = 0.0;
@@ -106,7 +109,8 @@ double AdamWTensors::sum_of_squares(int num_threads) const {
 
 void AdamWTensors::update(const std::vector<AdamWGroup>& groups, double momentum, double grad_factor, int num_threads) {
   for (size_t i = 0; i < tensors_.size(); ++i)
-    if (static_cast<size_t>(tensors_[i].group) >= groups.size()) fail(where(i) + "no group " + std::to_string(tensors_[i].group));
+    if (static_cast<size_t>(tensors_[i].group) >= groups.size())
+      fail(where(i) + "no group " + std::to_string(tensors_[i].group));
   const bool stream = bytes_ > kStreamBytes;
   std::vector<AdamWCoefficients> of_tensor;
   of_tensor.reserve(tensors_.size());

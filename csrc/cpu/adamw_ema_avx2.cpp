@@ -3,8 +3,12 @@
 
 namespace jepa {
 
-void adamw_ema_chunk_avx2(const AdamWTensor& t, int64_t begin, int64_t end, const AdamWCoefficients& c) { adamw_chunk(t, begin, end, c); }
+void adamw_ema_chunk_avx2(const AdamWTensor& t, int64_t begin, int64_t end, const AdamWCoefficients& c) {
+  adamw_chunk(t, begin, end, c);
+}
 
-double sum_squares_chunk_avx2(const AdamWTensor& t, int64_t begin, int64_t end) { return sum_squares_chunk(t, begin, end); }
+double sum_squares_chunk_avx2(const AdamWTensor& t, int64_t begin, int64_t end) {
+  return sum_squares_chunk(t, begin, end);
+}
 
 }  // namespace jepa

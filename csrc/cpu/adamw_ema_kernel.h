@@ -45,8 +45,8 @@ inline double sum_squares_chunk(const AdamWTensor& t, int64_t begin, int64_t end
   }
 }
 
-// m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- (1 - lr wd) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps);
-// k <- momentum k + (1 - momentum) p
+// m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- (1 - lr wd) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) +
+// eps); k <- momentum k + (1 - momentum) p
 template <typename Grad, bool kTarget>
 void update_range(const AdamWTensor& t, int64_t begin, int64_t count, const AdamWCoefficients& c) {
   float* __restrict param = t.param + begin;
@@ -75,8 +75,10 @@ void adamw_range(const AdamWTensor& t, int64_t begin, int64_t end, const AdamWCo
       update_range<Grad, true>(t, block, count, c);
     else
       update_range<Grad, false>(t, block, count, c);
-    if (t.param_shadow != nullptr) store_shadow(t.param_shadow, t.param_shadow_dtype, block, t.param + block, count, c.stream);
-    if (t.target_shadow != nullptr) store_shadow(t.target_shadow, t.target_shadow_dtype, block, t.target + block, count, c.stream);
+    if (t.param_shadow != nullptr)
+      store_shadow(t.param_shadow, t.param_shadow_dtype, block, t.param + block, count, c.stream);
+    if (t.target_shadow != nullptr)
+      store_shadow(t.target_shadow, t.target_shadow_dtype, block, t.target + block, count, c.stream);
   }
   if (c.stream) stream_fence();
 }

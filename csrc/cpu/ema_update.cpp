@@ -55,7 +55,8 @@ void EmaTensors::update(double weight, bool stochastic_rounding, uint64_t seed, 
   const ChunkKernel kernel = chunk_kernel();
   const EmaCpuStep step{weight, stochastic_rounding, seed, 12 * items_->elements() > kStreamBytes};
   parallel_for(items_->count(), items_->threads(num_threads), [&](int64_t item) {
-    for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c) kernel(tensors_[c->tensor], c->begin, c->end, step);
+    for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c)
+      kernel(tensors_[c->tensor], c->begin, c->end, step);
   });
 }
 

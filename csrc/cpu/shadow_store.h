@@ -1,4 +1,5 @@
-// Low-precision copies of float32 values: rounded to nearest in a buffer, then written around the caches or through them.
+// Low-precision copies of float32 values: rounded to nearest in a buffer, then written around the caches or through
+// them.
 #pragma once
 
 #include <cstdint>

@@ -15,7 +15,8 @@ struct Chunk {
 
 class WorkItems {
  public:
-  // Small enough that a share stays in its core's L2 and work balances, large enough to hide what a share costs to hand out.
+  // Small enough that a share stays in its core's L2 and work balances, large enough to hide what a share costs to hand
+  // out.
   static constexpr int64_t kChunk = 32768;
 
   void add(size_t tensor, int64_t numel) {
@@ -55,8 +56,8 @@ class WorkItems {
   int64_t elements_ = 0;
 };
 
-// Output that is not read again soon goes around the caches, if the whole set is larger than they are: a store to a line that is not
-// cached would first read it from memory.
+// Output that is not read again soon goes around the caches, if the whole set is larger than they are: a store to a
+// line that is not cached would first read it from memory.
 constexpr int64_t kStreamBytes = int64_t{32} << 20;
 
 }  // namespace jepa

@@ -1,4 +1,5 @@
-// AdamW with EMA on NVIDIA GPUs: a norm pass over the gradients, one block for what all tensors share, one pass over every parameter.
+// AdamW with EMA on NVIDIA GPUs: a norm pass over the gradients, one block for what all tensors share, one pass over
+// every parameter.
 #include <cuda_runtime.h>
 
 #include <stdexcept>
@@ -13,7 +14,7 @@ namespace jepa {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRow = 9;    // param, exp_avg, exp_avg_sq, step, target, param shadow, target shadow, element count, group
+constexpr int kRow = 9;  // param, exp_avg, exp_avg_sq, step, target, param shadow, target shadow, element count, group
 constexpr int kHyper = 5;  // lr, beta1, beta2, eps, weight decay
 constexpr double kClipEps = 1e-6;
 
@@ -29,8 +30,8 @@ struct NoShadow {};
 
 template <typename Grad>
 __global__ void __launch_bounds__(kThreads)
-    sum_of_squares_kernel(const int64_t* __restrict__ table, const int64_t* __restrict__ grads, const int32_t* __restrict__ chunks,
-                          double* __restrict__ partials, int chunk, bool aligned) {
+    sum_of_squares_kernel(const int64_t* __restrict__ table, const int64_t* __restrict__ grads,
+                          const int32_t* __restrict__ chunks, double* __restrict__ partials, int chunk, bool aligned) {
   const int64_t place = chunks[2 * static_cast<int64_t>(blockIdx.x)];
   const int64_t begin = static_cast<int64_t>(chunks[2 * static_cast<int64_t>(blockIdx.x) + 1]) * chunk;
   const Grad* grad = reinterpret_cast<const Grad*>(grads[place]);
@@ -40,9 +41,11 @@ __global__ void __launch_bounds__(kThreads)
     if (aligned && first + kVector <= end) {
       const Pack<Grad> four = *reinterpret_cast<const Pack<Grad>*>(grad + first);
 #pragma unroll
-      for (int lane = 0; lane < kVector; ++lane) sum = fmaf(to_float(four.value[lane]), to_float(four.value[lane]), sum);
+      for (int lane = 0; lane < kVector; ++lane)
+        sum = fmaf(to_float(four.value[lane]), to_float(four.value[lane]), sum);
     } else {
-      for (int64_t i = first; i < end && i < first + kVector; ++i) sum = fmaf(to_float(grad[i]), to_float(grad[i]), sum);
+      for (int64_t i = first; i < end && i < first + kVector; ++i)
+        sum = fmaf(to_float(grad[i]), to_float(grad[i]), sum);
     }
   }
   __shared__ double sums[kThreads];
@@ -101,9 +104,9 @@ __device__ inline void advance(Element& e, float grad, const Factors& f) {
 
 template <typename Grad, bool kTarget, typename ParamShadow, typename TargetShadow>
 __global__ void __launch_bounds__(kThreads)
-    step_kernel(const int64_t* __restrict__ table, const int64_t* __restrict__ grads, const int32_t* __restrict__ chunks,
-                const double* __restrict__ hyper, const float* __restrict__ coefficients, const float* __restrict__ shared, int chunk,
-                bool aligned) {
+    step_kernel(const int64_t* __restrict__ table, const int64_t* __restrict__ grads,
+                const int32_t* __restrict__ chunks, const double* __restrict__ hyper,
+                const float* __restrict__ coefficients, const float* __restrict__ shared, int chunk, bool aligned) {
   if (shared[2] != 0.0f) return;
   const int64_t place = chunks[2 * static_cast<int64_t>(blockIdx.x)];
   const int64_t begin = static_cast<int64_t>(chunks[2 * static_cast<int64_t>(blockIdx.x) + 1]) * chunk;
@@ -117,9 +120,15 @@ __global__ void __launch_bounds__(kThreads)
   ParamShadow* param_shadow = reinterpret_cast<ParamShadow*>(row[5]);
   TargetShadow* target_shadow = reinterpret_cast<TargetShadow*>(row[6]);
   const Grad* grad = reinterpret_cast<const Grad*>(grads[place]);
-  const Factors factors{static_cast<float>(1.0 - group[0] * group[4]), static_cast<float>(1.0 - group[1]), static_cast<float>(group[2]),
-                        static_cast<float>(1.0 - group[2]), static_cast<float>(group[3]), coefficients[2 * place],
-                        coefficients[2 * place + 1], shared[0], shared[1]};
+  const Factors factors{static_cast<float>(1.0 - group[0] * group[4]),
+                        static_cast<float>(1.0 - group[1]),
+                        static_cast<float>(group[2]),
+                        static_cast<float>(1.0 - group[2]),
+                        static_cast<float>(group[3]),
+                        coefficients[2 * place],
+                        coefficients[2 * place + 1],
+                        shared[0],
+                        shared[1]};
 
   for (int64_t first = begin + threadIdx.x * kVector; first < end; first += kThreads * kVector) {
     if (aligned && first + kVector <= end) {
@@ -146,8 +155,10 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<Pack<float>*>(exp_avg + first) = m;
       *reinterpret_cast<Pack<float>*>(exp_avg_sq + first) = v;
       if constexpr (kTarget) *reinterpret_cast<Pack<float>*>(target + first) = k;
-      if constexpr (!std::is_same_v<ParamShadow, NoShadow>) *reinterpret_cast<Pack<ParamShadow>*>(param_shadow + first) = p16;
-      if constexpr (!std::is_same_v<TargetShadow, NoShadow>) *reinterpret_cast<Pack<TargetShadow>*>(target_shadow + first) = k16;
+      if constexpr (!std::is_same_v<ParamShadow, NoShadow>)
+        *reinterpret_cast<Pack<ParamShadow>*>(param_shadow + first) = p16;
+      if constexpr (!std::is_same_v<TargetShadow, NoShadow>)
+        *reinterpret_cast<Pack<TargetShadow>*>(target_shadow + first) = k16;
     } else {
       for (int64_t i = first; i < end && i < first + kVector; ++i) {
         Element e{param[i], exp_avg[i], exp_avg_sq[i], kTarget ? target[i] : 0.0f};
@@ -193,7 +204,8 @@ void with_grad(DType dtype, const Launch& launch) {
 
 void check_launch() {
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string("adamw_ema: launch failed: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("adamw_ema: launch failed: ") + cudaGetErrorString(error));
 }
 
 }  // namespace
@@ -201,21 +213,22 @@ void check_launch() {
 void adamw_ema_sum_of_squares_cuda(const AdamWLaunch& launch, double* partials, void* stream) {
   if (launch.programs == 0) return;
   with_grad(launch.grad_dtype, [&](auto grad) {
-    sum_of_squares_kernel<decltype(grad)><<<static_cast<unsigned>(launch.programs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-        launch.table, launch.grads, launch.chunks, partials, launch.chunk, launch.aligned);
+    sum_of_squares_kernel<decltype(grad)>
+        <<<static_cast<unsigned>(launch.programs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+            launch.table, launch.grads, launch.chunks, partials, launch.chunk, launch.aligned);
   });
   check_launch();
 }
 
-void adamw_ema_prepare_cuda(const int64_t* table, int64_t tensors, const double* hyper, const double* control, const double* squares,
-                            double* status, float* coefficients, float* shared, void* stream) {
-  prepare_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, tensors, hyper, control, squares, status, coefficients,
-                                                                         shared);
+void adamw_ema_prepare_cuda(const int64_t* table, int64_t tensors, const double* hyper, const double* control,
+                            const double* squares, double* status, float* coefficients, float* shared, void* stream) {
+  prepare_kernel<<<1, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(table, tensors, hyper, control, squares, status,
+                                                                        coefficients, shared);
   check_launch();
 }
 
-void adamw_ema_step_cuda(const AdamWLaunch& launch, const double* hyper, const float* coefficients, const float* shared, bool target,
-                         int param_shadow_dtype, int target_shadow_dtype, void* stream) {
+void adamw_ema_step_cuda(const AdamWLaunch& launch, const double* hyper, const float* coefficients, const float* shared,
+                         bool target, int param_shadow_dtype, int target_shadow_dtype, void* stream) {
   if (launch.programs == 0) return;
   if (!target && target_shadow_dtype != -1) fail("adamw_ema: a target shadow without a target");
   const auto start = [&](auto kernel) {
@@ -227,7 +240,8 @@ void adamw_ema_step_cuda(const AdamWLaunch& launch, const double* hyper, const f
       using Grad = decltype(grad);
       using ParamShadow = decltype(param_shadow);
       if (!target) return start(step_kernel<Grad, false, ParamShadow, NoShadow>);
-      with_shadow(target_shadow_dtype, [&](auto target_shadow) { start(step_kernel<Grad, true, ParamShadow, decltype(target_shadow)>); });
+      with_shadow(target_shadow_dtype,
+                  [&](auto target_shadow) { start(step_kernel<Grad, true, ParamShadow, decltype(target_shadow)>); });
     });
   });
   check_launch();

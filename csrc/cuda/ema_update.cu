@@ -38,7 +38,8 @@ __device__ inline Target rounded(Accumulator<Target> value, const Philox4& rando
 
 template <typename Target, typename Online, typename Shadow, bool kStochastic>
 __global__ void __launch_bounds__(kThreads)
-    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, EmaStep step, int chunk, bool aligned) {
+    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, EmaStep step, int chunk,
+                      bool aligned) {
   using A = Accumulator<Target>;
   const int64_t* row = table + kRow * static_cast<int64_t>(chunks[2 * blockIdx.x]);
   const int64_t begin = static_cast<int64_t>(chunks[2 * blockIdx.x + 1]) * chunk;
@@ -61,7 +62,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int lane = 0; lane < kVector; ++lane) {
         const A value = lerp(static_cast<A>(to_float(old.value[lane])), static_cast<A>(to_float(fresh.value[lane])), w);
         old.value[lane] = rounded<Target, kStochastic>(value, random, lane);
-        if constexpr (!std::is_same_v<Shadow, NoShadow>) copy.value[lane] = Cast<Shadow>::from(static_cast<float>(value));
+        if constexpr (!std::is_same_v<Shadow, NoShadow>)
+          copy.value[lane] = Cast<Shadow>::from(static_cast<float>(value));
       }
       *reinterpret_cast<Pack<Target>*>(target + first) = old;
       if constexpr (!std::is_same_v<Shadow, NoShadow>) *reinterpret_cast<Pack<Shadow>*>(shadow + first) = copy;
@@ -69,9 +71,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll  // the random words stay in registers only under constant indices
       for (int lane = 0; lane < kVector; ++lane) {
         if (first + lane >= end) continue;
-        const A value = lerp(static_cast<A>(to_float(target[first + lane])), static_cast<A>(to_float(online[first + lane])), w);
+        const A value =
+            lerp(static_cast<A>(to_float(target[first + lane])), static_cast<A>(to_float(online[first + lane])), w);
         target[first + lane] = rounded<Target, kStochastic>(value, random, lane);
-        if constexpr (!std::is_same_v<Shadow, NoShadow>) shadow[first + lane] = Cast<Shadow>::from(static_cast<float>(value));
+        if constexpr (!std::is_same_v<Shadow, NoShadow>)
+          shadow[first + lane] = Cast<Shadow>::from(static_cast<float>(value));
       }
     }
   }
@@ -114,8 +118,8 @@ void choose_online(const EmaPlan& plan, const EmaStep& step, cudaStream_t stream
     case DType::kFloat16:
       return choose_shadow<Target, fp16>(plan, step, stream);
     default:
-      fail(std::string("ema_update: no kernel for an online tensor of ") + name_of(plan.online_dtype) + " and a target of " +
-           name_of(plan.target_dtype));
+      fail(std::string("ema_update: no kernel for an online tensor of ") + name_of(plan.online_dtype) +
+           " and a target of " + name_of(plan.target_dtype));
   }
 }
 
@@ -142,7 +146,8 @@ void ema_update_cuda(const EmaPlan& plan, const EmaStep& step, void* stream_addr
       fail(std::string("ema_update: target dtype ") + name_of(plan.target_dtype) + " is not floating point");
   }
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string("ema_update: launch failed: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("ema_update: launch failed: ") + cudaGetErrorString(error));
 }
 
 }  // namespace jepa

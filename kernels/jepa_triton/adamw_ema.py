@@ -159,7 +159,8 @@ def adamw_ema_kernel(
         for start in range(0, CHUNK, BLOCK):
             first = begin + start
             offsets = first + tl.arange(0, BLOCK)  # [BLOCK]
-            # A whole block needs no mask, and a mask of unknown alignment would split its accesses into single elements.
+            # A whole block needs no mask, and a mask of unknown alignment would split its accesses into single
+            # elements.
             if first + BLOCK <= numel:
                 _step_block(pointers, scalars, offsets, None, TARGET, HAS_PARAM_SHADOW, HAS_TARGET_SHADOW)
             elif first < numel:

@@ -35,15 +35,15 @@ struct AdamWGroup {
 
 // What one tensor's elements need, rounded to float32 once.
 struct AdamWCoefficients {
-  float decay;                 // 1 - lr * weight_decay
-  float weight1;               // 1 - beta1
-  float beta2, weight2;        // beta2, 1 - beta2
-  float inverse_correction2;   // 1 / sqrt(1 - beta2^step)
+  float decay;                // 1 - lr * weight_decay
+  float weight1;              // 1 - beta1
+  float beta2, weight2;       // beta2, 1 - beta2
+  float inverse_correction2;  // 1 / sqrt(1 - beta2^step)
   float eps;
-  float step_size;             // lr / (1 - beta1^step)
-  float grad_factor;           // clipping and unscaling
-  float target_weight;         // 1 - momentum
-  bool stream;                 // shadows go around the caches
+  float step_size;      // lr / (1 - beta1^step)
+  float grad_factor;    // clipping and unscaling
+  float target_weight;  // 1 - momentum
+  bool stream;          // shadows go around the caches
 };
 
 class AdamWTensors {

@@ -21,11 +21,11 @@ struct AdamWLaunch {
 void adamw_ema_sum_of_squares_cuda(const AdamWLaunch& launch, double* partials, void* stream);
 
 // hyper: [groups, 5]; control: [4]; squares: one value or null; status: [3]; coefficients: [tensors, 2]; shared: [3].
-void adamw_ema_prepare_cuda(const int64_t* table, int64_t tensors, const double* hyper, const double* control, const double* squares,
-                            double* status, float* coefficients, float* shared, void* stream);
+void adamw_ema_prepare_cuda(const int64_t* table, int64_t tensors, const double* hyper, const double* control,
+                            const double* squares, double* status, float* coefficients, float* shared, void* stream);
 
 // Shadow dtypes are codes of a DType, or -1 for none.
-void adamw_ema_step_cuda(const AdamWLaunch& launch, const double* hyper, const float* coefficients, const float* shared, bool target,
-                         int param_shadow_dtype, int target_shadow_dtype, void* stream);
+void adamw_ema_step_cuda(const AdamWLaunch& launch, const double* hyper, const float* coefficients, const float* shared,
+                         bool target, int param_shadow_dtype, int target_shadow_dtype, void* stream);
 
 }  // namespace jepa

@@ -1,4 +1,5 @@
-// target += (1 - momentum) * (online - target) over many tensors on CPUs: checked and cut into shares once, updated every step.
+// target += (1 - momentum) * (online - target) over many tensors on CPUs: checked and cut into shares once, updated
+// every step.
 #pragma once
 
 #include <cstdint>

@@ -31,8 +31,9 @@ class Launch:
 class DevicePlan:
     """The tables of one set of tensors, kept from step to step; only the addresses of gradients are uploaded again, when they move.
 
-    Adding up the norm takes one launch for each element type of the gradients, the step one for each combination of element types, and
-    one program in between reduces what all tensors share. Nothing waits for the device, so a CUDA graph can capture it all.
+    Adding up the norm takes one launch for each element type of the gradients, the step one for each combination of
+    element types, and one program in between reduces what all tensors share. Nothing waits for the device, so a CUDA
+    graph can capture it all.
     """
 
     def __init__(self, tensors: Tensors, backend: str) -> None:

@@ -99,7 +99,8 @@ def _entries(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 class DevicePlan:
     """The update as a GPU kernel reads it: one row a tensor, one row a program; tensors of like dtypes and alignment together.
 
-    table: int64 (tensors, 5): addresses of target, online and shadow (0 for none), element count, place in the caller's list.
+    table: int64 (tensors, 5): addresses of target, online and shadow (0 for none), element count, place in the caller's
+        list.
     chunks: int32 (programs, 2): row of `table`, number of the chunk of GPU_CHUNK elements in it.
     """
 

@@ -51,9 +51,10 @@ class _SlotWatch:
 def watch_tensors(tensors: list[Tensor], *, addresses_only: bool = False) -> Any:
     """An object whose `unchanged(tensors)` says whether these are the very same tensors, where they were.
 
-    Compared are identity, address, element type and element count. Only views of one storage can differ in shape and still agree in all
-    of these. The references are weak: a watch keeps no tensor alive, and one that died matches nothing. `addresses_only` leaves out type
-    and count; it is enough while the caller keeps the storages alive, as then no other storage can lie at their addresses.
+    Compared are identity, address, element type and element count. Only views of one storage can differ in shape and
+    still agree in all of these. The references are weak: a watch keeps no tensor alive, and one that died matches
+    nothing. `addresses_only` leaves out type and count; it is enough while the caller keeps the storages alive, as then
+    no other storage can lie at their addresses.
     """
     if _native.why_no_cpu():
         return _TensorWatch(tensors)

@@ -13,8 +13,8 @@ import torch
 def save_checkpoint(state: Any, path: str | os.PathLike[str]) -> None:
     """`torch.save` that leaves the old file whole until the new one is: an interrupted write changes nothing under `path`.
 
-    The state goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step (`os.replace`). A
-    process killed on the way leaves at most a file `.<name>.*.partial` behind, which nothing reads.
+    The state goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step
+    (`os.replace`). A process killed on the way leaves at most a file `.<name>.*.partial` behind, which nothing reads.
 
     Raises:
         OSError: the folder is missing, not writable or full; the old file is untouched.

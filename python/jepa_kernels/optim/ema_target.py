@@ -21,27 +21,34 @@ _PREFIXES = ("module.", "backbone.", "_orig_mod.")
 class EMATarget:
     """A copy of a module whose parameters follow the module's: target <- m * target + (1 - m) * online at every `update()`.
 
-    Formula: that of `jk.ema_update_`, for all parameters in one launch, frozen ones (position embeddings) included. Buffers are left as
+    Formula: that of `jk.ema_update_`, for all parameters in one launch, frozen ones (position embeddings) included.
+        Buffers are left as
     copied, as the official code does; `buffers=True` copies them from the online module at every update.
 
     Args:
         module: the online module; wrapped by `DistributedDataParallel` or `torch.compile`, the one inside is followed.
-        momentum: a number, or a callable of the step number (0 at the first update), such as `LinearMomentum(0.996, 1.0, steps)`.
-        target: the target to use instead of a deep copy of `module`; its values are overwritten with the module's. FSDP2 modules cannot be
-            copied: build a second module, apply `fully_shard` to both alike, and pass it here. Updates touch local shards only.
+        momentum: a number, or a callable of the step number (0 at the first update), such as `LinearMomentum(0.996,
+            1.0, steps)`.
+        target: the target to use instead of a deep copy of `module`; its values are overwritten with the module's.
+            FSDP2 modules cannot be
+            copied: build a second module, apply `fully_shard` to both alike, and pass it here. Updates touch local
+                shards only.
         buffers: copy buffers at every update.
-        shadow_dtype: bfloat16 or float16 for a second copy, `shadow`, that every update writes rounded: the target's forward pass then
-            needs no casts.
+        shadow_dtype: bfloat16 or float16 for a second copy, `shadow`, that every update writes rounded: the target's
+            forward pass then needs no casts.
         stochastic_rounding, seed: for targets in bfloat16; see `jk.ema_update_`. Step s uses the key `seed + s`.
 
-    Attributes: `module`, the target, in evaluation of gradients frozen; `shadow`, its low-precision copy or None; `step`, updates so far.
+    Attributes: `module`, the target, in evaluation of gradients frozen; `shadow`, its low-precision copy or None;
+        `step`, updates so far.
     Calling the object runs the shadow if there is one, otherwise the target, without gradients.
 
     Raises:
-        ValueError: the structures of target and online module differ (also when they diverge later: the update names the tensor and
-            changes nothing), a momentum outside [0, 1] or NaN, an FSDP2 module without `target`, a shadow of sharded parameters.
+        ValueError: the structures of target and online module differ (also when they diverge later: the update names
+            the tensor and changes nothing), a momentum outside [0, 1] or NaN, an FSDP2 module without `target`, a
+            shadow of sharded parameters.
 
-    Cost: 12 bytes a parameter in float32, plus 2 with a shadow. Each update makes sure that every parameter is the same object at the same
+    Cost: 12 bytes a parameter in float32, plus 2 with a shadow. Each update makes sure that every parameter is the same
+        object at the same
     address; that costs about 60 ns a tensor.
 
     Deterministic: yes, bit for bit.
@@ -117,6 +124,7 @@ class EMATarget:
         self._storages = [tensor.untyped_storage() for tensor in self._tensors]
         self._watch = plans.watch_tensors(self._tensors, addresses_only=True)
         self._run: Callable[..., None] | None = None
+        self._forced: str | None = None
 
     def _paired_buffers(self) -> list[tuple[Tensor, Tensor]]:
         modules = [self.module] + ([] if self.shadow is None else [self.shadow])

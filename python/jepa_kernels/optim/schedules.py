@@ -26,8 +26,8 @@ class ConstantMomentum:
 class LinearMomentum:
     """`start + step * (end - start) / total_steps`, and `end` from `total_steps` on.
 
-    I-JEPA goes from 0.996 to 1, V-JEPA from 0.998 to 1. Their `total_steps` is iterations an epoch * epochs * `ipe_scale`, which is
-    1.0 for I-JEPA and 1.25 for V-JEPA, so that training ends before the schedule does.
+    I-JEPA goes from 0.996 to 1, V-JEPA from 0.998 to 1. Their `total_steps` is iterations an epoch * epochs *
+    `ipe_scale`, which is 1.0 for I-JEPA and 1.25 for V-JEPA, so that training ends before the schedule does.
 
     Raises:
         ValueError: a momentum is outside [0, 1] or NaN, or `total_steps` is below 1.

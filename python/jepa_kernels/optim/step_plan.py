@@ -21,7 +21,8 @@ OPERATOR = "adamw_ema"
 class StepPlan:
     """The tensors of a step, checked once, and the backend's plan of them.
 
-    `device`: where they lie; `none`: the empty tensor that stands for nothing; `rest`: places of the target that the step does not move.
+    `device`: where they lie; `none`: the empty tensor that stands for nothing; `rest`: places of the target that the
+    step does not move.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ def ema_update_(
 def round_stochastically(value: Tensor, seed: int | Tensor, index: int) -> Tensor:
     """Rounds float32 to bfloat16 up or down with probabilities that keep the expectation; infinities and NaN stay.
 
-    Element e, counted along memory, of the tensor at place `index` uses 16 bits of Philox4x32-10 with key `seed` and counter
-    (e // 8, index): lane e % 8, counted from the low half of the first word. Source: Salmon et al., SC 2011.
+    Element e, counted along memory, of the tensor at place `index` uses 16 bits of Philox4x32-10 with key `seed` and
+    counter (e // 8, index): lane e % 8, counted from the low half of the first word. Source: Salmon et al., SC 2011.
     """
     dense = torch.empty_like(value).copy_(value)  # without gaps, dimensions in the order of value's strides
     along_memory = dense.as_strided((dense.numel(),), (1,))

@@ -19,6 +19,7 @@ _EXPORTS = {
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
+    "jepa_loss": "functional.jepa_loss",
     "masked_attention": "functional.masked_attention",
     "patch_embed": "functional.patch_embed",
 }
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .backends import BackendError, backend
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
     from .masks import apply_masks
@@ -51,6 +53,7 @@ __all__ = [
     "ema_update_",
     "explain",
     "hardware",
+    "jepa_loss",
     "masked_attention",
     "masks",
     "models",

@@ -1,7 +1,8 @@
 """Unfused twins of every public function in plain PyTorch: the definition of what is right, in any dtype up to float64."""
 
 from .ema_update import ema_update_
+from .jepa_loss import jepa_loss
 from .masked_attention import masked_attention
 from .patch_embed import patch_embed
 
-__all__ = ["ema_update_", "masked_attention", "patch_embed"]
+__all__ = ["ema_update_", "jepa_loss", "masked_attention", "patch_embed"]

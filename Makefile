@@ -32,5 +32,11 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# On the GPU machine's own Python, which has torch and triton: nothing is downloaded.
+gpu-check:  ## on a machine with an NVIDIA GPU: build, GPU tests, sanitizer, benchmark, within BUDGET; results in runs/gpu-check
+	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else 5)' || { echo "gpu-check needs torch and an NVIDIA GPU in $(PYTHON); make test is what runs without one"; exit 5; }
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
+	$(PYTHON) -m jepa_kernels.cli gpu-check --budget $(or $(BUDGET),9m)
+
 clean:  ## removes what the other targets made
 	rm -rf $(VENV) build dist runs python/jepa_kernels/_c*.so *.egg-info python/*.egg-info

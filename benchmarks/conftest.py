@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import runner
 from jepa_kernels.bench.cases import Case, Provider, Setting, all_cases

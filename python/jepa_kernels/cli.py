@@ -1,4 +1,4 @@
-"""The command `jepa-kernels`: what this machine offers, and the benchmark."""
+"""The command `jepa-kernels`: what this machine offers, the benchmark, and the check on a GPU."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what this machine offers: CPU, GPUs, native modules, backends")
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(handler=_info)
+    support = commands.add_parser("support", help="operator x backend x element type x architecture, in Markdown")
+    support.add_argument("--write", type=Path, metavar="README", help="write it between the markers of a Markdown file")
+    support.set_defaults(handler=_support)
+    check = commands.add_parser(
+        "gpu-check",
+        help="everything that needs a GPU, from a source tree: tests, sanitizer, benchmark; one results folder",
+        epilog="Exit codes: 0 all passed, 2 usage, 4 a step failed or ran out of time, 5 no NVIDIA GPU.",
+    )
+    check.add_argument("--budget", default="9m", metavar="TIME", help="limit of the whole check, such as 9m (default)")
+    check.add_argument("--output", type=Path, default=Path("runs/gpu-check"), metavar="DIR", help="the results folder")
+    check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
+    check.set_defaults(handler=_gpu_check)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_list(actions)
@@ -89,6 +101,29 @@ def _info(options: argparse.Namespace) -> int:
     return OK
 
 
+def _support(options: argparse.Namespace) -> int:
+    from . import support
+
+    if options.write is None:
+        print(support.markdown())
+        return OK
+    from .bench.readme import replace_block
+
+    replace_block(options.write, support.BEGIN, support.END, support.markdown())
+    print(f"table written to {options.write}")
+    return OK
+
+
+def _gpu_check(options: argparse.Namespace) -> int:
+    from .bench import gpu_check
+    from .bench.errors import BenchInputError
+
+    budget_s = parse_duration("--budget", options.budget)
+    if not options.tests.is_dir():
+        raise BenchInputError(f"--tests {options.tests} is not a folder; run gpu-check from the source tree")
+    return gpu_check.run(budget_s, options.output, options.tests)
+
+
 def _suite(options: argparse.Namespace) -> Any:
     from .bench import suite as suites
 
@@ -103,7 +138,7 @@ def _suite(options: argparse.Namespace) -> Any:
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
     if getattr(options, "time_budget", None) is not None:
-        changes["time_budget_s"] = parse_duration(options.time_budget)
+        changes["time_budget_s"] = parse_duration("--time-budget", options.time_budget)
     return replace(chosen, **changes)
 
 
@@ -148,13 +183,13 @@ def _readme_table(options: argparse.Namespace) -> int:
     return OK
 
 
-def parse_duration(text: str) -> float:
+def parse_duration(option: str, text: str) -> float:
     """Seconds of a duration such as `90s`, `4m`, `1.5h` or `90`; raises `BenchInputError` for anything else."""
     from .bench.errors import BenchInputError
 
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     if match is None or float(match[1]) <= 0:
-        raise BenchInputError(f"--time-budget {text!r} is not a duration; write 90s, 4m or 1h")
+        raise BenchInputError(f"{option} {text!r} is not a duration; write 90s, 4m or 1h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import platform
+from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def describe() -> dict[str, Any]:
         "cpu": _describe_cpu(),
         "gpus": [_describe_gpu(index) for index in range(torch.cuda.device_count())],
         "native": {"cpu": _native.why_no_cpu() or "available", "cuda": _native.why_no_cuda() or "available"},
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
@@ -70,14 +72,12 @@ def _describe_gpu(index: int) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str | None]:
-    from importlib import metadata
-
-    versions: dict[str, str | None] = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["cuda_of_torch"] = torch.version.cuda
-    for package in ("triton", "numpy", "jepa-kernels"):
+def versions(packages: Sequence[str] = ("jepa-kernels", "torch", "triton", "numpy")) -> dict[str, str | None]:
+    """Installed versions of Python, of the CUDA that torch was built with, and of packages; None for what is absent."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    for package in packages:
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            versions[package] = None
-    return versions
+            found[package] = None
+    return found

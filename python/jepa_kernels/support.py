@@ -11,6 +11,9 @@ from .ops import registry
 TRITON_ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 CUDA_ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 
+BEGIN = "<!-- jepa-kernels support: begin -->"
+END = "<!-- jepa-kernels support: end -->"
+
 _COLUMNS = ("operator", "backend", "element types", "CPU", *TRITON_ARCHITECTURES)
 
 

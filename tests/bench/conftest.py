@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from jepa_kernels.bench import session, suite
 from jepa_kernels.bench.cases import Case
 from jepa_kernels.bench.video import Clip

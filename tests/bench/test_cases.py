@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from jepa_kernels.bench import cases, runner, suite
 from jepa_kernels.bench.cases import Case, Setting, ema_update, masked_attention, patch_embed, train_step
 from jepa_kernels.bench.eager_vjepa2 import EagerVJEPA2, rotate_queries_or_keys

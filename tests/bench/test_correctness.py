@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from jepa_kernels.bench.correctness import Tolerance, check
 
 REFERENCE = torch.tensor([1.0, -2.0, 4.0, 0.5], dtype=torch.float64)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from jepa_kernels.bench.energy import NvmlMeter, RaplMeter, measure_energy, open_meter
 
 CPU = torch.device("cpu")

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+
 from jepa_kernels import cli
 from jepa_kernels.bench import report, summary
 from jepa_kernels.bench.readme import BEGIN, END

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite
@@ -213,7 +214,7 @@ def test_suite_files_are_the_built_in_suites(name: str) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("4m", 240), ("1.5h", 5400)])
 def test_durations(text: str, seconds: float) -> None:
-    assert cli.parse_duration(text) == seconds
+    assert cli.parse_duration("--time-budget", text) == seconds
 
 
 def test_nothing_outside_imports_the_harness() -> None:

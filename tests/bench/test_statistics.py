@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from jepa_kernels.bench.statistics import drift, paired_ratio, summarise
 
 

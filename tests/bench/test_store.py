@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from jepa_kernels.bench.errors import BenchInputError
 from jepa_kernels.bench.store import RESULTS, RunStore, read_environment, read_results, write_atomic
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from jepa_kernels.bench.statistics import Ratio, paired_ratio, summarise
 from jepa_kernels.bench.timing import TimingOptions, WallClock, flags, interleave, warm_up
 
@@ -92,15 +93,12 @@ def test_a_provider_that_raises_leaves_the_others_running() -> None:
     assert len(good.samples) == OPTIONS.rounds > len(bad.samples)
 
 
-def test_budget_ends_the_rounds_after_the_least_number() -> None:
+def test_budget_ends_the_rounds() -> None:
     machine = VirtualMachine()
-    (timed,) = machine.timed(slow=0.5)
-    interleave([timed], machine.clock(), OPTIONS, budget_s=4.0, now=machine.seconds)
-    assert len(timed.samples) == OPTIONS.min_rounds
-    (timed,) = machine.timed(slow=2.0)
-    machine.now_ns = 0
-    interleave([timed], machine.clock(), OPTIONS, budget_s=4.0, now=machine.seconds)
-    assert 0 < len(timed.samples) < OPTIONS.min_rounds
+    providers = machine.timed(slow=0.5, slower=1.0)
+    interleave(providers, machine.clock(), OPTIONS, budget_s=10.0, now=machine.seconds)
+    first, second = (len(p.samples) for p in providers)
+    assert first == second and 10.0 < machine.seconds() < 12.0
 
 
 def test_stop_ends_after_the_round() -> None:

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from jepa_kernels.bench import work
-from jepa_kernels.bench.cases.masks import keep_block
-from jepa_kernels.bench.eager_vjepa2 import Block
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from jepa_kernels.bench import work
+from jepa_kernels.bench.cases.masks import keep_block
+from jepa_kernels.bench.eager_vjepa2 import Block
 
 
 def counted(run: Callable[[], object]) -> int:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
+
 from jepa_kernels.bench.cases.base import Case, Provider, Setting, Work
 from jepa_kernels.bench.ceilings import Ceilings
 from jepa_kernels.bench.timing import Timed, WallClock
-from torch import Tensor
 
 CEILINGS = Ceilings("cpu", 1e10, 1 << 28, 1 << 25, 1e11, 4e11, 1024)
 

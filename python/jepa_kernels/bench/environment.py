@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def describe(
         "device": str(device),
         "hardware": hardware.describe(),
         "system": system(),
-        "versions": versions(),
+        "versions": hardware.versions(PACKAGES),
         "commit": commit(),
         "flags": {
             "allow_tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -65,17 +64,6 @@ def system() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Installed versions of the packages that can change a result."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def commit() -> dict[str, Any]:

@@ -15,20 +15,24 @@ END = "<!-- jepa-kernels benchmark: end -->"
 
 
 def update_readme(folder: Path, readme: Path) -> None:
-    """Replace what stands between the markers by the run's table and its conditions.
+    """Replace what stands between the benchmark's markers by the run's table and its conditions."""
+    replace_block(readme, BEGIN, END, table(read_results(folder), read_environment(folder)))
 
-    Raises `BenchInputError` when a file cannot be read or written, or the markers are missing or out of order.
+
+def replace_block(readme: Path, begin_marker: str, end_marker: str, block: str) -> None:
+    """Replace what stands between two marker lines of a Markdown file.
+
+    Raises `BenchInputError` when the file cannot be read or written, or the markers are missing or out of order.
     """
-    block = table(read_results(folder), read_environment(folder))
     try:
         text = readme.read_text(encoding="utf-8")
     except OSError as error:
         raise BenchInputError(f"{readme} cannot be read: {error.strerror}") from error
-    begin, end = text.find(BEGIN), text.find(END)
+    begin, end = text.find(begin_marker), text.find(end_marker)
     if begin < 0 or end < begin:
-        raise BenchInputError(f"{readme} must contain the line {BEGIN} and after it the line {END}")
+        raise BenchInputError(f"{readme} must contain the line {begin_marker} and after it the line {end_marker}")
     try:
-        write_atomic(readme, f"{text[: begin + len(BEGIN)]}\n{block}\n{text[end:]}")
+        write_atomic(readme, f"{text[: begin + len(begin_marker)]}\n{block}\n{text[end:]}")
     except OSError as error:
         raise BenchInputError(f"{readme} cannot be written: {error.strerror}") from error
 

@@ -40,6 +40,10 @@ class Session:
     def device(self) -> torch.device:
         return self.setting.device
 
+    def late(self) -> bool:
+        """Whether the time budget of the whole run is spent."""
+        return self.deadline is not None and time.perf_counter() >= self.deadline
+
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -84,7 +88,7 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     """Check and time every provider of a case; `remaining` cases share what is left of the time budget."""
     cells = [Cell(provider) for provider in select_providers(case, session.device, session.suite.providers)]
     work: Work | None = None
-    if _budget(session, remaining) <= 0:
+    if session.late():
         _mark(cells, "skipped", "the time budget was spent before this case")
     else:
         try:
@@ -127,6 +131,9 @@ def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session)
     for cell in cells:
         if session.stop():
             cell.status, cell.error = "skipped", "the run was interrupted before this provider"
+            continue
+        if session.late():
+            cell.status, cell.error = "skipped", "the time budget was spent before this provider"
             continue
         reason = cell.provider.supports(inputs)
         if reason is not None:
@@ -265,7 +272,7 @@ def _rates(summary: Summary, work: Work | None, dtype: str, ceilings: Ceilings) 
     if compute > 1:
         above.append(f"above the measured {dtype} matrix rate")
     if copy > 1:
-        above.append("above the measured copy bandwidth (data stays in cache)")
+        above.append("above the measured copy bandwidth")
     rates = {
         "flops_per_s": flops,
         "bytes_per_s": moved,

@@ -124,9 +124,9 @@ def interleave(
 ) -> None:
     """Measure providers in rounds; each round runs every provider once, in seeded random order.
 
-    Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the
-    others go on. Ends after `options.rounds`, or when `budget_s` seconds are spent (but not before
-    `options.min_rounds`, unless twice the budget is spent), or after the round in which `stop()` turns true.
+    Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the others go
+    on. Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
+    true: no round is cut, so every provider has the same ones.
     """
     order = random.Random(seed)
     begin = now()
@@ -136,15 +136,11 @@ def interleave(
         _guarded(timed, partial(warm_up, timed, clock, options))
     for index in range(options.rounds):
         spent = now() - begin
-        if stop() or (budget_s is not None and _over(spent, budget_s, index, options.min_rounds)):
+        if stop() or (budget_s is not None and spent > budget_s):
             return
         running = [t for t in providers if t.error is None]
         for position, timed in enumerate(order.sample(running, len(running))):
             _guarded(timed, partial(_record, timed, clock, index, position))
-
-
-def _over(spent: float, budget: float, rounds: int, min_rounds: int) -> bool:
-    return spent > budget and (rounds >= min_rounds or spent > 2 * budget)
 
 
 def _record(timed: Timed, clock: Clock, index: int, position: int) -> None:

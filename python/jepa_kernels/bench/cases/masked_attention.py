@@ -92,7 +92,8 @@ def _work(inputs: AttentionInputs) -> Work:
 def _arguments(inputs: AttentionInputs) -> dict[str, Any]:
     import jepa_kernels as jk
 
-    shape, arguments = inputs.shape, {}
+    shape = inputs.shape
+    arguments: dict[str, Any] = {}
     if shape.lengths:
         ends = torch.tensor((0, *shape.lengths)).cumsum(0).to(inputs.qkv.device, torch.int32)
         arguments["mask"] = jk.Ragged(ends, max(shape.lengths))

@@ -1,0 +1,37 @@
+"""Every CUDA source compiles for every architecture, and no kernel spills registers or keeps arrays on a stack."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+ARCHITECTURES = ("80", "86", "90a", "100", "120")
+NVCC = shutil.which("nvcc") or shutil.which(f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc")
+
+
+def test_there_are_cuda_sources():
+    assert SOURCES
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_spills(source, tmp_path):
+    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
+    options = ["-std=c++17", "-O3", "-Xptxas=-v", "--threads=2", f"-I{ROOT / 'csrc' / 'include'}", "-Xcompiler=-fPIC"]
+    command = [NVCC, *options, *targets, "-c", str(source), "-o", str(tmp_path / "object.o")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    report = finished.stdout + finished.stderr
+    compiled = set(re.findall(r"Compiling entry function '\S.*?' for '(sm_\w+)'", report))
+    assert compiled == {f"sm_{name}" for name in ARCHITECTURES}
+    usage = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    assert usage
+    spilled = [entry for entry in usage if entry != ("0", "0", "0")]
+    assert not spilled, f"{len(spilled)} of {len(usage)} kernels use the stack: {spilled[:5]}"

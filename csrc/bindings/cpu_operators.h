@@ -9,5 +9,6 @@ void bind_ema_update(pybind11::module_& m);
 void bind_patch_embed(pybind11::module_& m);
 void bind_masked_attention(pybind11::module_& m);
 void bind_jepa_loss(pybind11::module_& m);
+void bind_sigreg(pybind11::module_& m);
 
 }  // namespace jepa

@@ -37,6 +37,11 @@ struct PlainLanes {
   static void store(T* p, Vec x) {
     for (int i = 0; i < Width; ++i) p[i] = Cast<T>::from(static_cast<float>(x[i]));
   }
+  static bool any_above(Vec x, Real limit) {
+    bool any = false;
+    for (int i = 0; i < Width; ++i) any = any || x[i] > limit;
+    return any;
+  }
   static double sum(Vec x) {
     double total = 0;
     for (int i = 0; i < Width; ++i) total += static_cast<double>(x[i]);
@@ -48,6 +53,7 @@ struct PlainLanes {
 
 struct FloatLanes : PlainLanes<float, 16> {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static bool any_above(Vec x, float limit) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
   using PlainLanes::load;
   using PlainLanes::store;
   static Vec load(const bf16* p) {
@@ -72,6 +78,7 @@ struct FloatLanes : PlainLanes<float, 16> {
 
 struct FloatLanes : PlainLanes<float, 8> {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static bool any_above(Vec x, float limit) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0; }
   using PlainLanes::load;
   using PlainLanes::store;
   static Vec load(const bf16* p) {

@@ -92,7 +92,7 @@ JepaLossTask checked_task(const TensorView& pred, const TensorView& target, cons
   task.weights = checked_vector(weights, pred.sizes[0], exact, "jepa_loss: weights");
   task.norm_weight = checked_vector(norm_weight, task.width, exact, "jepa_loss: norm_weight");
   task.norm_bias = checked_vector(norm_bias, task.width, exact, "jepa_loss: norm_bias");
-  if (task.rows == nullptr) check_size(target, 0, pred.sizes[0], "jepa_loss: target");
+  if (!rows.defined()) check_size(target, 0, pred.sizes[0], "jepa_loss: target");
   if (task.rows != nullptr)
     for (int64_t r = 0; r < pred.sizes[0]; ++r)
       if (task.rows[r] < -1 || task.rows[r] >= target.sizes[0])

@@ -22,6 +22,8 @@ _EXPORTS = {
     "jepa_loss": "functional.jepa_loss",
     "masked_attention": "functional.masked_attention",
     "patch_embed": "functional.patch_embed",
+    "sigreg": "functional.sigreg",
+    "vicreg_loss": "functional.vicreg_loss",
 }
 _SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
+    from .functional.sigreg import sigreg
+    from .functional.vicreg_loss import vicreg_loss
     from .masks import apply_masks
     from .ragged import RaggedIds
     from .rope import Rope3D
@@ -60,6 +64,8 @@ __all__ = [
     "nn",
     "patch_embed",
     "reference",
+    "sigreg",
+    "vicreg_loss",
 ]
 
 

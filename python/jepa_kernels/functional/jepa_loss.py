@@ -67,7 +67,7 @@ def jepa_loss(
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton.
 
-    Non-finite inputs make the loss and the gradients that depend on them non-finite, as in PyTorch.
+    Non-finite inputs make the loss non-finite, as in PyTorch, and the gradient NaN where the difference is NaN (PyTorch: 0 for L1).
 
     Source: Assran et al., I-JEPA (2023), smooth L1; Bardes et al., V-JEPA (2024), L1 with exponent; V-JEPA 2.1 (2026), weights.
 
@@ -308,5 +308,5 @@ def _coefficients(
     if rows is None or not may_be_padded:
         return weight, 1.0 / (max(count, 1) * width)
     kept = (rows != _PADDING).sum(1, keepdim=True).clamp(min=1)  # [M, 1]
-    each = kept.to(exact).reciprocal().expand_as(rows).flatten()
+    each = kept.to(exact).reciprocal().expand_as(rows).reshape(-1).contiguous()
     return (each if weight is None else each * weight), 1.0 / (masks * width)

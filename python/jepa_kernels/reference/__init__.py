@@ -4,5 +4,7 @@ from .ema_update import ema_update_
 from .jepa_loss import jepa_loss
 from .masked_attention import masked_attention
 from .patch_embed import patch_embed
+from .sigreg import sigreg
+from .vicreg_loss import vicreg_loss
 
-__all__ = ["ema_update_", "jepa_loss", "masked_attention", "patch_embed"]
+__all__ = ["ema_update_", "jepa_loss", "masked_attention", "patch_embed", "sigreg", "vicreg_loss"]

@@ -98,6 +98,52 @@ def loss_of_rows(
     A row of -1 is padding; one below is out of range and makes the loss NaN. `norm_eps` and `eps` are None where the affine and the
     parameter-free layer norm are left out.
     """
+    d = _difference(pred, target, rows, norm_weight, norm_bias, norm_eps, eps)
+    if kind == "square":
+        losses = parameter * d.square()
+    elif kind == "smooth_l1":
+        losses = _penalty(d, kind, parameter, 1.0)
+    else:
+        losses = _penalty(d, "l1", 1.0, parameter if kind == "power" else 1.0)
+    return _weighted(losses, rows, weights).sum() * scale
+
+
+def gradient_of_rows(
+    grad: Tensor,
+    pred: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    weights: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    kind: str,
+    parameter: float,
+    eps: float | None,
+    scale: float,
+) -> Tensor:
+    """The operator's gradient with respect to `pred`; NaN in a row that is out of range."""
+    d = _difference(pred, target, rows, norm_weight, norm_bias, norm_eps, eps)
+    if kind == "square":
+        derivative = 2 * parameter * d
+    elif kind == "smooth_l1":
+        derivative = torch.where(d.abs() < parameter, d / parameter, _sign(d))
+    elif kind == "power":
+        derivative = d.abs().pow(parameter - 1) * _sign(d)
+    else:
+        derivative = _sign(d)
+    return (_weighted(derivative, rows, weights) * (grad * scale)).to(pred.dtype)
+
+
+def _difference(
+    pred: Tensor,
+    target: Tensor,
+    rows: Tensor | None,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    norm_eps: float | None,
+    eps: float | None,
+) -> Tensor:
     exact = torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
     h = target.to(exact)
     if rows is not None:
@@ -106,26 +152,18 @@ def loss_of_rows(
         h = F.layer_norm(h, h.shape[-1:], norm_weight, norm_bias, norm_eps)
     if eps is not None:
         h = F.layer_norm(h, h.shape[-1:], eps=eps)
-    d = pred.to(exact) - h
-    if kind == "square":
-        losses = parameter * d.square()
-    elif kind == "smooth_l1":
-        losses = _penalty(d, kind, parameter, 1.0)
-    else:
-        losses = _penalty(d, "l1", 1.0, parameter if kind == "power" else 1.0)
-    if rows is not None:
-        losses = losses.masked_fill((rows == PADDING).unsqueeze(1), 0).masked_fill((rows < PADDING).unsqueeze(1), torch.nan)
+    return pred.to(exact) - h
+
+
+def _sign(d: Tensor) -> Tensor:
+    """The sign, and NaN of NaN, which torch.sgn makes 0."""
+    return torch.where(d.isnan(), d, d.sgn())
+
+
+def _weighted(values: Tensor, rows: Tensor | None, weights: Tensor | None) -> Tensor:
+    """Each row times its weight; zeros for padding, NaN for a row out of range."""
     if weights is not None:
-        losses = losses * weights.unsqueeze(1)
-    return losses.sum() * scale
-
-
-def gradient_of_rows(grad: Tensor, pred: Tensor, target: Tensor, rows: Tensor | None, *options: object) -> Tensor:
-    """The operator's gradient with respect to `pred`, by autograd through `loss_of_rows`."""
-    with torch.enable_grad():
-        leaf = pred.detach().requires_grad_()
-        loss = loss_of_rows(leaf, target, rows, *options)  # type: ignore[arg-type]
-        (gradient,) = torch.autograd.grad(loss, leaf, grad)
+        values = values * weights.unsqueeze(1)
     if rows is not None:
-        gradient = gradient.masked_fill((rows < PADDING).unsqueeze(1), torch.nan)
-    return gradient
+        values = values.masked_fill((rows == PADDING).unsqueeze(1), 0).masked_fill((rows < PADDING).unsqueeze(1), torch.nan)
+    return values

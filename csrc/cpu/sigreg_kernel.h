@@ -29,8 +29,10 @@ constexpr int kSamples = 64;
 // Points whose sums fit the registers at once: two each, beside four of the recurrence.
 #if defined(__AVX512F__)
 constexpr int kPointGroup = 8;
+constexpr int kTogether = 4;  // samples whose recurrences run side by side: one alone waits for its own products
 #else
 constexpr int kPointGroup = 4;
+constexpr int kTogether = 2;
 #endif
 constexpr int64_t kMaxSlices = 16;  // lanes of the widest vector
 
@@ -93,18 +95,23 @@ void add_points(Angles<L>& angles, int samples, double* totals) {
   using Vec = typename L::Vec;
   Vec cosines[Points], sines[Points];
   for (int j = 0; j < Points; ++j) cosines[j] = sines[j] = L::set(0);
-  for (int n = 0; n < samples; ++n) {
-    const Vec c1 = angles.first_cosine[n], s1 = angles.first_sine[n];
-    Vec c = angles.cosine[n], s = angles.sine[n];
+  const auto step = [&](int n, auto together) {
+    constexpr int kCount = decltype(together)::value;
+    Vec c[kCount], s[kCount];
+    for (int i = 0; i < kCount; ++i) c[i] = angles.cosine[n + i], s[i] = angles.sine[n + i];
 #pragma GCC unroll 8
-    for (int j = 0; j < Points; ++j) {
-      cosines[j] += c;
-      sines[j] += s;
-      turn<L>(c, s, c1, s1);
-    }
-    angles.cosine[n] = c;
-    angles.sine[n] = s;
-  }
+    for (int j = 0; j < Points; ++j)
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) {
+        cosines[j] += c[i];
+        sines[j] += s[i];
+        turn<L>(c[i], s[i], angles.first_cosine[n + i], angles.first_sine[n + i]);
+      }
+    for (int i = 0; i < kCount; ++i) angles.cosine[n + i] = c[i], angles.sine[n + i] = s[i];
+  };
+  int n = 0;
+  for (; n + 2 <= samples; n += 2) step(n, std::integral_constant<int, 2>{});
+  if (n < samples) step(n, std::integral_constant<int, 1>{});
   for (int j = 0; j < Points; ++j)
     for (int i = 0; i < L::kLanes; ++i) {
       totals[(2 * j) * L::kLanes + i] += static_cast<double>(cosines[j][i]);
@@ -185,17 +192,29 @@ void differentiate_slices(const SigregTask& task, int64_t begin, int64_t count, 
   }
   const T* from = static_cast<const T*>(task.projected) + begin;
   T* to = static_cast<T*>(task.grad_projected) + begin;
-  for (int64_t n = 0; n < task.samples; ++n) {
-    Vec s, c;
-    sine_cosine<L>(load_some<L>(from + n * task.slices, count), static_cast<Scalar>(task.step), &s, &c);
-    Vec real = L::set(0), imaginary = L::set(0);
-    for (int64_t j = moving - 1; j >= 0; --j) {
-      real += L::load(room + 2 * j * L::kLanes);
-      imaginary += L::load(room + (2 * j + 1) * L::kLanes);
-      turn<L>(real, imaginary, c, s);
+  const auto step = [&](int64_t n, auto together) {
+    constexpr int kCount = decltype(together)::value;
+    Vec s[kCount], c[kCount], real[kCount], imaginary[kCount];
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) {
+      sine_cosine<L>(load_some<L>(from + (n + i) * task.slices, count), static_cast<Scalar>(task.step), &s[i], &c[i]);
+      real[i] = imaginary[i] = L::set(0);
     }
-    store_some<L>(to + n * task.slices, real, count);
-  }
+    for (int64_t j = moving - 1; j >= 0; --j) {
+      const Vec a = L::load(room + 2 * j * L::kLanes), b = L::load(room + (2 * j + 1) * L::kLanes);
+#pragma GCC unroll 4
+      for (int i = 0; i < kCount; ++i) {
+        real[i] += a;
+        imaginary[i] += b;
+        turn<L>(real[i], imaginary[i], c[i], s[i]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) store_some<L>(to + (n + i) * task.slices, real[i], count);
+  };
+  int64_t n = 0;
+  for (; n + kTogether <= task.samples; n += kTogether) step(n, std::integral_constant<int, kTogether>{});
+  for (; n < task.samples; ++n) step(n, std::integral_constant<int, 1>{});
 }
 
 template <typename L, typename T>

@@ -71,7 +71,7 @@ def sigreg(
         x, num_slices=num_slices, num_points=num_points, t_max=t_max, seed=seed, group=group, directions=directions
     )
     if directions is None:
-        drawn = unit_directions(x, num_slices, torch.tensor(seed) if isinstance(seed, int) else seed)
+        drawn = unit_directions(x.detach(), num_slices, torch.tensor(seed) if isinstance(seed, int) else seed)
         arguments["directions"] = drawn.to(arguments["x"].dtype)
     sums, _ = _operator(**arguments)  # [V, 2, T, K]
     count: Tensor | int = x.shape[-2]

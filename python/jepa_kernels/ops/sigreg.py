@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .. import _native, backends
-from ..reference import sigreg as reference
+from ..reference.sigreg import characteristic_gradient, characteristic_sums
+from ..reference.sigreg import unit_directions as draw_directions
 from ._library import define
 from .registry import Backend, Operator, register
 
@@ -82,9 +83,7 @@ OPERATOR = register(
         "sigreg",
         {
             "reference": Backend(
-                "reference",
-                _supports_reference,
-                {"forward": reference.characteristic_sums, "backward": reference.characteristic_gradient},
+                "reference", _supports_reference, {"forward": characteristic_sums, "backward": characteristic_gradient}
             ),
             "cpu": Backend("cpu", _supports_cpu, {"forward": _cpu_forward, "backward": _cpu_backward}),
             "triton": Backend("triton", _supports_triton, {"forward": _triton_forward, "backward": _triton_backward}),
@@ -151,7 +150,7 @@ sigreg = define(
 # An operator of its own, so that a compiled graph can hold the generator; without a seed it draws from torch's default one.
 unit_directions = define(
     "unit_directions(Tensor like, SymInt num_slices, Tensor? seed) -> Tensor",
-    reference.unit_directions,
+    draw_directions,
     _fake_directions,
     tags=(torch.Tag.nondeterministic_seeded,),
 )

@@ -11,6 +11,7 @@ import triton.language as tl
 
 import jepa_kernels as jk
 from jepa_kernels.kernels.sigreg import _sine_cosine
+from jepa_kernels.reference.sigreg import unit_directions
 
 
 @triton.jit
@@ -56,7 +57,7 @@ def test_equals_reference(dtype, shape, slices, points):
         loss = jk.sigreg(x, **options)
         (gradient,) = torch.autograd.grad(loss, x)
     if dtype == torch.float16:  # the projection is float16; the kernel is compared on the same projections
-        directions = jk.reference.sigreg.__globals__["unit_directions"](x, slices, 5).to(dtype)
+        directions = unit_directions(x, slices, 5).to(dtype)
         projected = (x @ directions).detach().double().requires_grad_()
         expected = jk.reference.sigreg(projected, directions=torch.eye(slices, dtype=torch.float64), num_points=points)
         torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)

@@ -2,10 +2,11 @@
 
     python examples/collapse.py --plot docs/img/collapse.svg
 
-Two random crops of one photograph's neighbourhood are embedded, and one embedding shall predict the other. Without more, the constant
-embedding is a perfect solution, and the encoder finds it. SIGReg, or a target encoder that follows by an exponential moving average
-(EMA), keeps the embeddings apart. Collapse shows in the effective rank of the embeddings of held-out crops: the exponential of the entropy
-of their normalised singular values (Roy and Vetterli, 2007), 1 for embeddings that are all alike, 64 at most here.
+Two random crops of one photograph's neighbourhood are embedded, and one embedding shall predict the other. Without
+more, the constant embedding is a perfect solution, and the encoder finds it. SIGReg, or a target encoder that follows
+by an exponential moving average (EMA), keeps the embeddings apart. Collapse shows in the effective rank of the
+embeddings of held-out crops: the exponential of the entropy of their normalised singular values (Roy and Vetterli,
+2007), 1 for embeddings that are all alike, 64 at most here.
 
 Needs scikit-image, and matplotlib for the plot; runs on a CPU in about a minute.
 """
@@ -79,7 +80,9 @@ def train(way: str, steps: int, batch: int, every: int) -> list[tuple[int, float
     generator = torch.Generator().manual_seed(1)
     held_out, _ = crop_pairs(images, 512, torch.Generator().manual_seed(2))
     encoder = Encoder()
-    predictor = nn.Sequential(nn.Linear(WIDTH, 128), nn.GELU(), nn.Linear(128, WIDTH)) if way == "ema" else nn.Identity()
+    predictor = (
+        nn.Sequential(nn.Linear(WIDTH, 128), nn.GELU(), nn.Linear(128, WIDTH)) if way == "ema" else nn.Identity()
+    )
     target = copy.deepcopy(encoder).requires_grad_(False)
     regulariser = jk.nn.SIGReg(num_slices=256)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=1e-3, weight_decay=0.0)
@@ -117,7 +120,12 @@ def plot(results: dict[str, list[tuple[int, float]]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6, 3.4))
     for way, ranks in results.items():
         axes.plot(*zip(*ranks, strict=True), label=WAYS[way])
-    axes.set(xlabel="step", ylabel=f"effective rank (of {WIDTH})", yscale="log", title="Embeddings of held-out photograph crops")
+    axes.set(
+        xlabel="step",
+        ylabel=f"effective rank (of {WIDTH})",
+        yscale="log",
+        title="Embeddings of held-out photograph crops",
+    )
     axes.set_yticks([1, 2, 4, 8, 16, 32, 64], labels=["1", "2", "4", "8", "16", "32", "64"])
     axes.minorticks_off()
     axes.legend()
@@ -136,7 +144,11 @@ def main() -> None:
     results = {}
     for way, label in WAYS.items():
         results[way] = train(way, options.steps, options.batch, options.every)
-        print(f"{label:<15} effective rank {results[way][0][1]:5.1f} at first, {results[way][-1][1]:5.1f} after {options.steps} steps", flush=True)
+        print(
+            f"{label:<15} effective rank {results[way][0][1]:5.1f} at first, "
+            f"{results[way][-1][1]:5.1f} after {options.steps} steps",
+            flush=True,
+        )
     if options.plot:
         plot(results, options.plot)
 

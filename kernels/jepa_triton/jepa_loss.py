@@ -1,4 +1,4 @@
-"""JEPA loss: gathers the target row, normalises it in registers, penalises the difference; the backward pass does the same again."""
+"""JEPA loss: gathers the target row, normalises it in registers, penalises the difference; backward does it again."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _difference(
     pred, target, rows, norm_weight, norm_bias, norm_eps, eps, count, pred_stride, target_stride,
     AFFINE: tl.constexpr, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """pred - layer_norm(target) of ROWS rows [ROWS, BLOCK], zero outside, with the row numbers and their target rows."""
+    """pred - layer_norm(target) of ROWS rows [ROWS, BLOCK], zero outside; the rows and their target rows."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     column = tl.arange(0, BLOCK)  # [BLOCK]
     source = row if rows is None else tl.load(rows + row, mask=row < count, other=-1)
@@ -82,12 +82,27 @@ def _difference(
 
 @triton.jit
 def jepa_loss_forward_kernel(
-    pred, target, rows, weights, norm_weight, norm_bias, partial, parameter, norm_eps, eps, count, pred_stride: "i64", target_stride: "i64",
-    KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    pred, target, rows, weights, norm_weight, norm_bias, partial, parameter, norm_eps, eps, count,
+    pred_stride: tl.int64, target_stride: tl.int64, KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """partial[program] = weighted sum of the penalties of ROWS rows."""
     d, row, source = _difference(
-        pred, target, rows, norm_weight, norm_bias, norm_eps, eps, count, pred_stride, target_stride, AFFINE, NORMALIZE, WIDTH, ROWS, BLOCK
+        pred,
+        target,
+        rows,
+        norm_weight,
+        norm_bias,
+        norm_eps,
+        eps,
+        count,
+        pred_stride,
+        target_stride,
+        AFFINE,
+        NORMALIZE,
+        WIDTH,
+        ROWS,
+        BLOCK,
     )
     column = tl.arange(0, BLOCK)
     losses = tl.sum(tl.where((column < WIDTH)[None, :], _penalty(d, parameter, KIND), 0.0), axis=1)  # [ROWS]
@@ -101,12 +116,26 @@ def jepa_loss_forward_kernel(
 @triton.jit
 def jepa_loss_backward_kernel(
     grad, grad_pred, pred, target, rows, weights, norm_weight, norm_bias, parameter, norm_eps, eps, scale, count,
-    pred_stride: "i64", target_stride: "i64",
-    KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    pred_stride: tl.int64, target_stride: tl.int64, KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr,
+    WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """grad_pred = grad * scale * weights * derivative of the penalty: zeros for padding, NaN for a row out of range."""
     d, row, source = _difference(
-        pred, target, rows, norm_weight, norm_bias, norm_eps, eps, count, pred_stride, target_stride, AFFINE, NORMALIZE, WIDTH, ROWS, BLOCK
+        pred,
+        target,
+        rows,
+        norm_weight,
+        norm_bias,
+        norm_eps,
+        eps,
+        count,
+        pred_stride,
+        target_stride,
+        AFFINE,
+        NORMALIZE,
+        WIDTH,
+        ROWS,
+        BLOCK,
     )
     column = tl.arange(0, BLOCK)
     factor = tl.load(grad) * scale + tl.zeros([ROWS], tl.float32)  # [ROWS]
@@ -170,13 +199,20 @@ def backward(
     tile, block, warps = _geometry(width)
     if count and width:
         jepa_loss_backward_kernel[(triton.cdiv(count, tile),)](
-            grad, grad_pred, pred, target, rows, weights, norm_weight, norm_bias, parameter, norm_eps or 0.0, eps or 0.0, scale, count,
-            pred.stride(0), target.stride(0), KIND=KINDS[kind], AFFINE=norm_eps is not None, NORMALIZE=eps is not None,
-            WIDTH=width, ROWS=tile, BLOCK=block, num_warps=warps,
+            grad, grad_pred, pred, target, rows, weights, norm_weight, norm_bias, parameter, norm_eps or 0.0,
+            eps or 0.0, scale, count, pred.stride(0), target.stride(0), KIND=KINDS[kind], AFFINE=norm_eps is not None,
+            NORMALIZE=eps is not None, WIDTH=width, ROWS=tile, BLOCK=block, num_warps=warps,
         )  # fmt: skip
 
 
-_SCALARS = {"parameter": "fp32", "norm_eps": "fp32", "eps": "fp32", "count": "i32", "pred_stride": "i64", "target_stride": "i64"}
+_SCALARS = {
+    "parameter": "fp32",
+    "norm_eps": "fp32",
+    "eps": "fp32",
+    "count": "i32",
+    "pred_stride": "i64",
+    "target_stride": "i64",
+}
 
 
 def _case(backward: bool, pred: str, target: str, width: int, kind: str, gather: bool, affine: bool) -> AotCase:
@@ -198,7 +234,7 @@ def _case(backward: bool, pred: str, target: str, width: int, kind: str, gather:
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
-    """Configurations of the compile gate: the widths that models use, every kind, with and without ids and the affine norm."""
+    """Configurations of the compile gate: widths of models, every kind, with and without ids and the affine norm."""
     combinations = [
         ("bf16", "bf16", 1024, "absolute", True, False),
         ("fp32", "fp32", 1408, "smooth_l1", True, True),
@@ -206,4 +242,6 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
         ("fp16", "fp16", 384, "power", True, False),
         ("fp32", "fp32", 16384, "absolute", True, True),
     ]
-    return [_case(backward, *row) for row in (combinations[:2] if quick else combinations) for backward in (False, True)]
+    return [
+        _case(backward, *row) for row in (combinations[:2] if quick else combinations) for backward in (False, True)
+    ]

@@ -1,7 +1,8 @@
-"""SIGReg: sums of cosines and sines of projections at equally spaced points, one thread a slice; backward evaluates them anew.
+"""SIGReg: sums of cosines and sines of projections at equally spaced points, one thread a slice.
 
-One sine and cosine a sample give the first point, angle addition the others. All sums of a slice live in one thread's registers, so
-nothing is exchanged between threads; the samples are split over programs in fixed parts, whose sums are added up in order.
+One sine and cosine a sample give the first point, angle addition the others. All sums of a slice live in one thread's
+registers, so nothing is exchanged between threads; the samples are split over programs in fixed parts, whose sums are
+added up in order.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _MAX_SPLITS = 64
 
 @triton.jit
 def _sine_cosine(x, step):
-    """sin and cos of step * x: Cephes polynomials on [-pi/4, pi/4] after a reduction by pi/2 in three parts, the first of 8 bits.
+    """sin and cos of step * x: Cephes polynomials on [-pi/4, pi/4] after a reduction by pi/2 in three parts.
 
     Errors up to 1.2e-7 where |step * x| <= 1e4; beyond, digits are lost, but both stay within [-1.1, 1.1].
     """
@@ -47,7 +48,7 @@ def _turn(cosine, sine, c1, s1):
 
 @triton.jit
 def sigreg_forward_kernel(projected, partial, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr):
-    """partial[split, set, 2, MOVING, slice]: the sums at the points after the first, where every cosine is 1 and every sine 0."""
+    """partial[split, set, 2, MOVING, slice]: the sums at the points after the first, where all cosines are 1."""
     part = tl.program_id(1).to(tl.int64)
     set_ = tl.program_id(2).to(tl.int64)
     slice_ = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -81,7 +82,7 @@ def sigreg_forward_kernel(projected, partial, step, samples, slices, split, MOVI
 def sigreg_backward_kernel(
     grad_sums, projected, grad_projected, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """step * sum over j of j * (grad_sine[j] cos - grad_cosine[j] sin): the real part of a polynomial, by Horner's rule."""
+    """step * sum over j of j * (grad_sine[j] cos - grad_cosine[j] sin): part of a polynomial, by Horner's rule."""
     part = tl.program_id(1).to(tl.int64)
     set_ = tl.program_id(2).to(tl.int64)
     slice_ = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -117,7 +118,9 @@ def forward(projected: torch.Tensor, num_points: int, step: float) -> torch.Tens
     splits = triton.cdiv(samples, split)
     partial = projected.new_empty((splits, sets, 2, moving, slices), dtype=torch.float32)
     grid = (triton.cdiv(slices, _BLOCK), splits, sets)
-    sigreg_forward_kernel[grid](projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=_BLOCK, num_warps=4)
+    sigreg_forward_kernel[grid](
+        projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=_BLOCK, num_warps=4
+    )
     sums = projected.new_zeros((sets, 2, num_points, slices), dtype=torch.float32)
     sums[:, 0, 0] = samples
     torch.sum(partial, 0, out=sums[:, :, 1:])
@@ -130,7 +133,16 @@ def backward(grad_sums: torch.Tensor, projected: torch.Tensor, grad_projected: t
     split = _split(samples)
     grid = (triton.cdiv(slices, _BLOCK), triton.cdiv(samples, split), sets)
     sigreg_backward_kernel[grid](
-        grad_sums, projected, grad_projected, step, samples, slices, split, MOVING=grad_sums.shape[2] - 1, BLOCK=_BLOCK, num_warps=4
+        grad_sums,
+        projected,
+        grad_projected,
+        step,
+        samples,
+        slices,
+        split,
+        MOVING=grad_sums.shape[2] - 1,
+        BLOCK=_BLOCK,
+        num_warps=4,
     )
 
 

@@ -86,7 +86,11 @@ def test_two_processes_equal_one_with_the_joined_batch(tmp_path, sizes, backend)
         port = free.getsockname()[1]
     mp.spawn(_joined_batch, (port, sizes, backend, str(tmp_path)), nprocs=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
-    x = torch.randn(2, sum(sizes), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float().requires_grad_()
+    x = (
+        torch.randn(2, sum(sizes), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        .float()
+        .requires_grad_()
+    )
     expected = jk.sigreg(x, num_slices=64, seed=0)
     expected.backward()
     for loss, _ in parts:

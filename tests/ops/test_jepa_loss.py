@@ -1,4 +1,4 @@
-"""jepa_loss on every backend: the published formulas, ids in every form, dtypes, memory safety, determinism, compile."""
+"""jepa_loss on every backend: the published formulas, ids in every form, dtypes, memory safety, compile."""
 
 from __future__ import annotations
 
@@ -55,12 +55,16 @@ def official(pred, target, ids, loss_exp=1.0):
     h = F.layer_norm(target, (target.shape[-1],))
     total = 0.0
     for z, mask in zip(pred, ids, strict=True):
-        total = total + torch.mean(torch.abs(z - h.gather(1, mask.unsqueeze(-1).expand(-1, -1, h.shape[-1]))) ** loss_exp) / loss_exp
+        total = (
+            total
+            + torch.mean(torch.abs(z - h.gather(1, mask.unsqueeze(-1).expand(-1, -1, h.shape[-1]))) ** loss_exp)
+            / loss_exp
+        )
     return total / len(ids)
 
 
 def assert_close(got, want, rtol=1e-6):
-    """Relative to the largest value: a gradient's small entries carry the rounding of the difference, as PyTorch's do."""
+    """Relative to the largest value: small entries of a gradient carry the rounding of the difference."""
     scale = max(float(want.detach().abs().max()), 1e-30)
     assert float((got.double() - want).abs().max()) <= rtol * scale
 
@@ -280,7 +284,11 @@ def test_every_instruction_set(level, dtype, width):
     exact = pred.detach().double().requires_grad_()
     expected = jk.reference.jepa_loss(exact, target.double(), ids, kind="smooth_l1")
     assert_close(loss, expected)
-    assert_close(gradient, torch.autograd.grad(expected, exact)[0], {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype])
+    assert_close(
+        gradient,
+        torch.autograd.grad(expected, exact)[0],
+        {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 1e-3}[dtype],
+    )
 
 
 def test_result_depends_neither_on_threads_nor_on_the_run():
@@ -294,7 +302,9 @@ def test_result_depends_neither_on_threads_nor_on_the_run():
     assert all(torch.equal(loss, results[0][0]) and torch.equal(g[0], results[0][1][0]) for loss, g in results)
 
 
-@given(st.integers(1, 4), st.integers(1, 20), st.integers(0, 9), st.integers(1, 70), st.booleans(), st.sampled_from(KINDS))
+@given(
+    st.integers(1, 4), st.integers(1, 20), st.integers(0, 9), st.integers(1, 70), st.booleans(), st.sampled_from(KINDS)
+)
 def test_any_shape(batch, tokens, kept, width, padded, options):
     ids = torch.randint(-1 if padded else 0, tokens, (batch, kept))
     pred = torch.randn(batch, kept, width, requires_grad=True)

@@ -50,7 +50,9 @@ def relative(got, want):
     return float((got.detach().double() - want.detach()).norm() / want.detach().norm())
 
 
-@pytest.mark.parametrize(("shape", "slices"), [((512, 64), 1024), ((8, 64, 16), 256), ((2, 3, 17, 5), 33), ((65, 3), 1)])
+@pytest.mark.parametrize(
+    ("shape", "slices"), [((512, 64), 1024), ((8, 64, 16), 256), ((2, 3, 17, 5), 33), ((65, 3), 1)]
+)
 def test_is_the_published_statistic(place, shape, slices):
     x = torch.randn(shape, device=place[0], requires_grad=True)
     loss, gradient = run(place, x, num_slices=slices, seed=11)
@@ -113,7 +115,9 @@ def test_large_projections(place):
     directions = torch.eye(4, device=place[0])  # so that the projections are exact
     loss, _ = run(place, x, directions=directions)
     exact = published(x.detach().double(), directions.double())
-    assert abs(float(loss.detach()) - float(exact)) < 1.0  # the angles of the later points are rounded by all float32 forms
+    assert (
+        abs(float(loss.detach()) - float(exact)) < 1.0
+    )  # the angles of the later points are rounded by all float32 forms
     assert math.isfinite(float(loss.detach()))
 
 
@@ -134,7 +138,10 @@ def test_low_precision_is_no_worse_than_pytorch(place, dtype):
         of_eager = published(projected, torch.eye(128, device=place[0]))
     (torch_gradient,) = torch.autograd.grad(of_eager, low)
     assert len(t) == 17
-    assert abs(float(loss.detach()) - float(expected.detach())) <= 2 * abs(float(of_eager.detach()) - float(expected.detach())) + 1e-6
+    assert (
+        abs(float(loss.detach()) - float(expected.detach()))
+        <= 2 * abs(float(of_eager.detach()) - float(expected.detach())) + 1e-6
+    )
     assert relative(gradient, expected_gradient) <= 2 * relative(torch_gradient, expected_gradient)
 
 
@@ -158,13 +165,18 @@ def test_every_instruction_set(level, dtype):
         loss, gradient = run(("cpu", "cpu"), x, directions=directions)
     other, other_gradient = run(("cpu", "reference"), x, directions=directions)
     assert relative(loss, other.double()) < 1e-5
-    assert relative(gradient, other_gradient.double()) < {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert (
+        relative(gradient, other_gradient.double())
+        < {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    )
 
 
 @pytest.mark.parametrize("level", instruction_sets())
 def test_sine_and_cosine_have_the_stated_error(level):
     """One sample and two points: the sums at the second are its sine and cosine."""
-    x = torch.cat([torch.linspace(-4, 4, 20_001), torch.linspace(-1e4, 1e4, 20_001), torch.tensor([1e5, -1e9, 3e38])]).view(1, 1, -1)
+    x = torch.cat(
+        [torch.linspace(-4, 4, 20_001), torch.linspace(-1e4, 1e4, 20_001), torch.tensor([1e5, -1e9, 3e38])]
+    ).view(1, 1, -1)
     sums = torch.full((1, 2, 2, x.shape[-1]), math.nan)
     with instruction_set(level):
         operator._native.cpu().sigreg_forward(operator._native.view(x), operator._native.view(sums), 1.0, 1)
@@ -193,7 +205,9 @@ def test_result_depends_neither_on_threads_nor_on_the_run():
     projected, results = torch.randn(2, 300, 200), []
     for threads in (1, 2, 3, 2):
         sums, gradient = torch.empty(2, 2, 17, 200), torch.empty(2, 300, 200)
-        operator._native.cpu().sigreg_forward(operator._native.view(projected), operator._native.view(sums), 0.2, threads)
+        operator._native.cpu().sigreg_forward(
+            operator._native.view(projected), operator._native.view(sums), 0.2, threads
+        )
         operator._native.cpu().sigreg_backward(*map(operator._native.view, (sums, projected, gradient)), 0.2, threads)
         results.append((sums, gradient))
     assert all(torch.equal(s, results[0][0]) and torch.equal(g, results[0][1]) for s, g in results)
@@ -224,13 +238,17 @@ def test_opcheck():
     x = torch.randn(2, 9, 4, requires_grad=True)
     torch.library.opcheck(torch.ops.jepa_kernels.sigreg, (x, unit(4, 6, 0), 5, 3.0))
     torch.library.opcheck(
-        torch.ops.jepa_kernels.unit_directions, (x.detach(), 6, torch.tensor(3)), test_utils=("test_schema", "test_faketensor")
+        torch.ops.jepa_kernels.unit_directions,
+        (x.detach(), 6, torch.tensor(3)),
+        test_utils=("test_schema", "test_faketensor"),
     )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiles_in_one_graph_without_recompiling_as_the_seed_changes():
-    compiled = torch.compile(lambda x, seed: jk.sigreg(x, seed=seed, num_slices=32), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda x, seed: jk.sigreg(x, seed=seed, num_slices=32), fullgraph=True, backend="aot_eager"
+    )
     x = torch.randn(64, 16, requires_grad=True)
     for seed in range(3):
         with torch._dynamo.config.patch(error_on_recompile=seed > 0):

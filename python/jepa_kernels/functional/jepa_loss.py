@@ -34,22 +34,23 @@ def jepa_loss(
     norm: Norm | None = None,
     weights: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Mean penalty between predicted tokens and the layer-normalised target tokens that `ids` names; no intermediate is stored.
+    """Mean penalty between predicted tokens and the layer-normalised target tokens that `ids` names.
 
-    Formula: `h = layer_norm(norm(target))[ids]`, `d = pred - h`, and `loss = mean over masks of mean over tokens and channels of
-    weights * penalty(d)`, with penalty(d) = `|d|**power / power` for "l1", `d**2 / (2 * beta)` where `|d| < beta` and
-    `|d| - beta / 2` elsewhere for "smooth_l1", `d**2` for "l2". The mean divides by the number of tokens, whatever their weights.
+    Formula: `h = layer_norm(norm(target))[ids]`, `d = pred - h`, and `loss = mean over masks of mean over tokens and
+    channels of weights * penalty(d)`, with penalty(d) = `|d|**power / power` for "l1", `d**2 / (2 * beta)` where `|d| <
+    beta` and `|d| - beta / 2` elsewhere for "smooth_l1", `d**2` for "l2". The mean divides by the number of tokens,
+    whatever their weights.
 
     Shapes:
         target: (B, N, D); without ids any (..., D).
-        ids: None, pred like target; int64 (B, K), pred (B, K, D); `RaggedIds`, pred (total, D); a list of M of these, with a list of
-            M predictions, or, for M tensors (B, K), with one prediction (M * B, K, D), mask-major. -1 marks padding: such a token
-            counts in no mean and gets a zero gradient. A mask without tokens contributes 0.
+        ids: None, pred like target; int64 (B, K), pred (B, K, D); `RaggedIds`, pred (total, D); a list of M of these,
+            with a list of M predictions, or, for M tensors (B, K), with one prediction (M * B, K, D), mask-major. -1
+            marks padding: such a token counts in no mean and gets a zero gradient. A mask without tokens contributes 0.
         weights: one for each token: the shape of pred without D; a list where pred is one.
 
-    Dtypes: pred and target float32, float64, bfloat16 or float16, mixed at will. Norms, differences and sums are float32 (float64 if
-        either is float64), and so is the loss; autocast changes nothing. The gradient has pred's dtype, rounded once. Only pred
-        gets a gradient.
+    Dtypes: pred and target float32, float64, bfloat16 or float16, mixed at will. Norms, differences and sums are
+        float32 (float64 if either is float64), and so is the loss; autocast changes nothing. The gradient has pred's
+        dtype, rounded once. Only pred gets a gradient.
 
     Args:
         normalize: apply the parameter-free layer norm with `eps`.
@@ -58,18 +59,20 @@ def jepa_loss(
 
     Raises:
         TypeError: an argument is no tensor, or its dtype is not listed above.
-        ValueError: shapes, lengths or devices do not fit; an unknown kind; beta < 0 or power < 1; target, norm or weights require
-            grad; an id lies outside [-1, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1; without it an id out of
-            range reads nothing and makes the loss, and that token's gradient, NaN.
+        ValueError: shapes, lengths or devices do not fit; an unknown kind; beta < 0 or power < 1; target, norm or
+            weights require grad; an id lies outside [-1, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1;
+            without it an id out of range reads nothing and makes the loss, and that token's gradient, NaN.
 
-    Cost: R tokens of D channels: about 12 * R * D FLOPs. Bytes: pred and the R target rows read once; backward reads them again and
-        writes the gradient. Nothing but the inputs is kept for backward.
+    Cost: R tokens of D channels: about 12 * R * D FLOPs. Bytes: pred and the R target rows read once; backward reads
+        them again and writes the gradient. Nothing but the inputs is kept for backward.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton.
 
-    Non-finite inputs make the loss non-finite, as in PyTorch, and the gradient NaN where the difference is NaN (PyTorch: 0 for L1).
+    Non-finite inputs make the loss non-finite, as in PyTorch, and the gradient NaN where the difference is NaN
+    (PyTorch: 0 for L1).
 
-    Source: Assran et al., I-JEPA (2023), smooth L1; Bardes et al., V-JEPA (2024), L1 with exponent; V-JEPA 2.1 (2026), weights.
+    Source: Assran et al., I-JEPA (2023), smooth L1; Bardes et al., V-JEPA (2024), L1 with exponent; V-JEPA 2.1 (2026),
+    weights.
 
     Example:
         >>> import torch, jepa_kernels as jk
@@ -89,7 +92,9 @@ def jepa_loss(
     return total
 
 
-def prepare(pred: Tensor | Sequence[Tensor], target: Tensor, ids: Ids | Sequence[Ids] | None = None, **options: Any) -> dict[str, Any]:
+def prepare(
+    pred: Tensor | Sequence[Tensor], target: Tensor, ids: Ids | Sequence[Ids] | None = None, **options: Any
+) -> dict[str, Any]:
     """Checks the call and returns the operator's arguments; those of the first prediction where pred is a list."""
     return _calls(pred, target, ids, **options)[0]
 
@@ -123,19 +128,21 @@ def _calls(
         _check_pred(name, z, target, part)
         norm_weight, norm_bias, norm_eps = _norm(norm, target, exact)
         coefficients, scale = _coefficients(rows, _weight(weight, z, target, exact), len(part), z, exact)
-        calls.append({
-            "pred": _as_rows(z),
-            "target": rows_of_target,
-            "rows": None if rows is None else rows.flatten(),
-            "weights": coefficients,
-            "norm_weight": norm_weight,
-            "norm_bias": norm_bias,
-            "norm_eps": norm_eps,
-            "kind": operator_kind,
-            "parameter": parameter,
-            "eps": float(eps) if normalize else None,
-            "scale": scale / len(preds),
-        })
+        calls.append(
+            {
+                "pred": _as_rows(z),
+                "target": rows_of_target,
+                "rows": None if rows is None else rows.flatten(),
+                "weights": coefficients,
+                "norm_weight": norm_weight,
+                "norm_bias": norm_bias,
+                "norm_eps": norm_eps,
+                "kind": operator_kind,
+                "parameter": parameter,
+                "eps": float(eps) if normalize else None,
+                "scale": scale / len(preds),
+            }
+        )
     return calls
 
 
@@ -147,13 +154,17 @@ def _matched(
     if not masks:
         raise ValueError("jepa_loss: ids is an empty list; pass at least one mask, or None for all tokens")
     preds = [pred] if isinstance(pred, Tensor) else list(pred)
-    all_weights = [weights] if weights is None or isinstance(weights, Tensor) else list(weights)
+    all_weights: list[Tensor | None] = [None] * len(preds)
+    if weights is not None:
+        all_weights = [weights] if isinstance(weights, Tensor) else list(weights)
     if not isinstance(pred, Tensor) and len(preds) != len(masks):
-        raise ValueError(f"jepa_loss: {len(preds)} predictions but {len(masks)} masks; pass one prediction for each mask")
-    if weights is None:
-        all_weights = [None] * len(preds)
+        raise ValueError(
+            f"jepa_loss: {len(preds)} predictions but {len(masks)} masks; pass one prediction for each mask"
+        )
     if len(all_weights) != len(preds):
-        raise ValueError(f"jepa_loss: {len(preds)} predictions but {len(all_weights)} weights; pass one tensor for each")
+        raise ValueError(
+            f"jepa_loss: {len(preds)} predictions but {len(all_weights)} weights; pass one tensor for each"
+        )
     groups = [masks] if isinstance(pred, Tensor) else [[mask] for mask in masks]
     return preds, groups, all_weights
 
@@ -238,17 +249,19 @@ def _rows(masks: Sequence[Ids | None], target: Tensor) -> Tensor | None:
 
 
 def _stacked(masks: Sequence[Ids | None], target: Tensor) -> Tensor:
-    tensors = []
+    tensors: list[Tensor] = []
     for index, ids in enumerate(masks):
         name = f"ids[{index}]" if len(masks) > 1 else "ids"
         _check_tensor(name, ids, (torch.int64,), target)
         assert isinstance(ids, Tensor)
         if ids.ndim != 2 or ids.shape[0] != target.shape[0]:
-            raise ValueError(f"jepa_loss: {name} has shape {tuple(ids.shape)}; expected ({target.shape[0]}, K), one row an element")
+            raise ValueError(
+                f"jepa_loss: {name} has shape {tuple(ids.shape)}; expected ({target.shape[0]}, K), one row an element"
+            )
         if tensors and ids.shape != tensors[0].shape:
             raise ValueError(
-                f"jepa_loss: {name} has shape {tuple(ids.shape)}, ids[0] {tuple(tensors[0].shape)}; give masks of several lengths "
-                "one prediction each, as a list"
+                f"jepa_loss: {name} has shape {tuple(ids.shape)}, ids[0] {tuple(tensors[0].shape)}; give masks "
+                "of several lengths one prediction each, as a list"
             )
         tensors.append(ids)
     return torch.stack(tensors) if len(tensors) > 1 else tensors[0].unsqueeze(0)
@@ -259,13 +272,15 @@ def _ragged(ids: RaggedIds, target: Tensor) -> tuple[Tensor, Tensor]:
     _check_tensor("ids.cu_seqlens", ids.cu_seqlens, (torch.int32,), target)
     if ids.ids.ndim != 1 or ids.cu_seqlens.shape != (target.shape[0] + 1,):
         raise ValueError(
-            f"jepa_loss: ids has ids of shape {tuple(ids.ids.shape)} and cu_seqlens of shape {tuple(ids.cu_seqlens.shape)}; expected "
-            f"(total,) and ({target.shape[0] + 1},)"
+            f"jepa_loss: ids has ids of shape {tuple(ids.ids.shape)} and cu_seqlens of shape "
+            f"{tuple(ids.cu_seqlens.shape)}; expected (total,) and ({target.shape[0] + 1},)"
         )
     if _checking(target.device):
         bounds = ids.cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != ids.ids.shape[0] or bounds != sorted(bounds):
-            raise ValueError(f"jepa_loss: cu_seqlens is {bounds}; it must rise from 0 to {ids.ids.shape[0]}, the number of ids")
+            raise ValueError(
+                f"jepa_loss: cu_seqlens is {bounds}; it must rise from 0 to {ids.ids.shape[0]}, the number of ids"
+            )
     place = torch.arange(ids.ids.shape[0], device=ids.ids.device, dtype=torch.int32)
     return ids.ids, torch.bucketize(place, ids.cu_seqlens[1:], right=True)
 
@@ -273,10 +288,9 @@ def _ragged(ids: RaggedIds, target: Tensor) -> tuple[Tensor, Tensor]:
 def _norm(norm: Norm | None, target: Tensor, exact: torch.dtype) -> tuple[Tensor | None, Tensor | None, float | None]:
     if norm is None:
         return None, None, None
-    if isinstance(norm, nn.LayerNorm):
-        weight, bias, norm_eps = norm.weight, norm.bias, norm.eps
-    else:
-        weight, bias, norm_eps = norm
+    weight: Tensor | None
+    bias: Tensor | None
+    weight, bias, norm_eps = (norm.weight, norm.bias, norm.eps) if isinstance(norm, nn.LayerNorm) else norm
     values = []
     for name, value in (("norm's weight", weight), ("norm's bias", bias)):
         if value is not None:
@@ -295,7 +309,9 @@ def _weight(weight: Tensor | None, pred: Tensor, target: Tensor, exact: torch.dt
     _check_tensor("weights", weight, _FLOATS, target)
     _check_constant("weights", weight)
     if weight.shape != pred.shape[:-1]:
-        raise ValueError(f"jepa_loss: weights have shape {tuple(weight.shape)}; expected {tuple(pred.shape[:-1])}, one for each token")
+        raise ValueError(
+            f"jepa_loss: weights have shape {tuple(weight.shape)}; expected {tuple(pred.shape[:-1])}, one a token"
+        )
     return weight.to(exact).flatten()
 
 

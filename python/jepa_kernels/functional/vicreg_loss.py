@@ -21,27 +21,34 @@ def vicreg_loss(
     eps: float = 1e-4,
     convention: str = "paper",
 ) -> VICRegTerms:
-    """VICReg's loss of two views, or its variance and covariance terms of one; each view is centred once and multiplied once.
+    """VICReg's loss of two views, or its variance and covariance terms of one; one matrix product a view.
 
-    Formula: with C the unbiased covariance of a view, the hinge is mean over features of `relu(margin - sqrt(C[i, i] + eps))`, and the
-    loss is `weights[0] * mse(x, y) + weights[1] * variance + weights[2] * covariance`. "paper": variance is the mean of the views'
-    hinges, covariance the sum over views of the off-diagonal `C[i, j]**2` divided by D. "eb_jepa": variance is the sum of the hinges,
-    covariance is divided by D * (D - 1). The standard deviation is taken from C's diagonal, so no second pass over x computes it.
+    Formula: with C the unbiased covariance of a view, the hinge is mean over features of `relu(margin - sqrt(C[i, i] +
+    eps))`, and the loss is `weights[0] * mse(x, y) + weights[1] * variance + weights[2] * covariance`. "paper":
+    variance is the mean of the views' hinges, covariance the sum over views of the off-diagonal `C[i, j]**2` divided by
+    D. "eb_jepa": variance is the sum of the hinges, covariance is divided by D * (D - 1). The standard deviation is
+    taken from C's diagonal, so no second pass over x computes it.
 
-    Shapes: x and y (N, D). Returns (loss, invariance, variance, covariance): scalars, the last three detached and without weights.
+    Shapes: x and y (N, D). Returns (loss, invariance, variance, covariance): scalars, the last three detached and
+    without weights.
 
-    Dtypes: float32, float64, bfloat16 or float16, one for both; computed in float32 (float64 for float64), gradients in the inputs' dtype.
+    Dtypes: float32, float64, bfloat16 or float16, one for both; computed in float32 (float64 for float64), gradients in
+    the inputs' dtype.
 
     Args:
-        weights: of invariance, variance and covariance; None stands for (25, 25, 1) in "paper" and (1, 1, 1) in "eb_jepa".
+        weights: of invariance, variance and covariance; None stands for (25, 25, 1) in "paper" and (1, 1, 1) in
+            "eb_jepa".
 
     Raises:
         TypeError: x or y is no tensor, or of a dtype not listed above.
-        ValueError: shapes, dtypes or devices differ, fewer than two samples (no unbiased variance), no feature, unknown convention.
+        ValueError: shapes, dtypes or devices differ, fewer than two samples (no unbiased variance), no feature, unknown
+        convention.
 
-    Features of zero variance give the hinge `margin - sqrt(eps)` and a finite gradient; non-finite inputs make the loss NaN.
+    Features of zero variance give the hinge `margin - sqrt(eps)` and a finite gradient; non-finite inputs make the loss
+    NaN.
 
-    Cost: 4 * N * D**2 FLOPs a view, forward and backward; x read twice forward, its centred copy kept and read once backward.
+    Cost: 4 * N * D**2 FLOPs a view, forward and backward; x read twice forward, its centred copy kept and read once
+    backward.
 
     Deterministic: yes, as far as the matrix product of the device is.
 
@@ -65,7 +72,7 @@ def vicreg_loss(
         variance, covariance = variance / len(views), covariance / size
     else:
         covariance = covariance / max(size * (size - 1), 1)
-    invariance = torch.nn.functional.mse_loss(*views) if y is not None else variance.new_zeros(())
+    invariance = torch.nn.functional.mse_loss(views[0], views[1]) if y is not None else variance.new_zeros(())
     a, b, c = weights or DEFAULT_WEIGHTS[convention]
     return VICRegTerms(
         a * invariance + b * variance + c * covariance, invariance.detach(), variance.detach(), covariance.detach()
@@ -82,10 +89,13 @@ def _check(x: Tensor, y: Tensor | None, convention: str) -> None:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FLOATS)
             raise TypeError(f"vicreg_loss: {name} has dtype {value.dtype}; convert it to one of {names}")
     if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
-        raise ValueError(f"vicreg_loss: x has shape {tuple(x.shape)}; expected (N, D) with at least two samples and one feature")
+        raise ValueError(
+            f"vicreg_loss: x has shape {tuple(x.shape)}; expected (N, D) with at least two samples and one feature"
+        )
     if y is not None and (y.shape != x.shape or y.dtype != x.dtype or y.device != x.device):
         raise ValueError(
-            f"vicreg_loss: y is {tuple(y.shape)}, {y.dtype} on {y.device}, x is {tuple(x.shape)}, {x.dtype} on {x.device}; make them alike"
+            f"vicreg_loss: y is {tuple(y.shape)}, {y.dtype} on {y.device}, x is {tuple(x.shape)}, {x.dtype} on "
+            f"{x.device}; make them alike"
         )
     if convention not in DEFAULT_WEIGHTS:
         raise ValueError(f"vicreg_loss: unknown convention {convention!r}: one of {', '.join(DEFAULT_WEIGHTS)}")
@@ -108,7 +118,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_hinge: Tensor, of_squares: Tensor) -> tuple[Tensor, None, None]:
-        """centred times the symmetric gradient of its covariance: its columns have mean zero already, so nothing is subtracted."""
+        """centred times its covariance's symmetric gradient; the columns have mean zero, so nothing is subtracted."""
         centred, covariance, deviation = ctx.saved_tensors
         of_covariance = covariance * (4 * of_squares)
         below = (deviation < ctx.margin).to(deviation.dtype)

@@ -1,4 +1,4 @@
-"""SIGReg as a module: seeded by a step counter and joined over processes as LeJEPA's library, or unseeded as its minimal script."""
+"""SIGReg as a module: seeded by a step counter, as LeJEPA's library, or unseeded, as its minimal script."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class SIGReg(nn.Module):
 
     Args:
         num_slices, num_points, t_max: as there. LeJEPA's minimal script uses 256 slices, its library 1024.
-        seeded: draw the directions of call i from seed i, so that all ranks agree and a resumed run repeats them. The counter lives on
-            the host, in the state dict as `global_step`, so no call waits for a device; ranks must make the same number of calls.
-            False draws from torch's default generator and joins no processes: the minimal script.
-        group: processes to join; None joins the default group where torch.distributed is initialised (only if `seeded`).
+        seeded: draw the directions of call i from seed i, so that all ranks agree and a resumed run repeats them. The
+            counter lives on the host, in the state dict as `global_step`, so no call waits for a device; ranks must
+            make the same number of calls. False draws from torch's default generator and joins no processes: the
+            minimal script.
+        group: processes to join; None joins the default group where torch.distributed is initialised (only if
+            `seeded`).
 
     Raises:
         ValueError: a group without `seeded`, and what `jepa_kernels.sigreg` raises.

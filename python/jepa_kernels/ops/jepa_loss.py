@@ -1,9 +1,10 @@
 """The operator `jepa_loss`: schema, fake, autograd and backends.
 
-`pred` is (R, D) and `target` (T, D), last strides 1; `rows` names the target row of each prediction, -1 for padding and below for an id
-that was out of range (None: row r is r); `weights` (R,), `norm_weight` and `norm_bias` (D,) are float32, or float64 where pred or target
-is. `norm_eps` and `eps` are None where the affine and the parameter-free layer norm are left out. `kind` is absolute, smooth_l1, square
-or power; `parameter` its beta, factor or exponent. The result is `scale` times the weighted sum over all elements.
+`pred` is (R, D) and `target` (T, D), last strides 1; `rows` names the target row of each prediction, -1 for padding and
+below for an id that was out of range (None: row r is r); `weights` (R,), `norm_weight` and `norm_bias` (D,) are
+float32, or float64 where pred or target is. `norm_eps` and `eps` are None where the affine and the parameter-free layer
+norm are left out. `kind` is absolute, smooth_l1, square or power; `parameter` its beta, factor or exponent. The result
+is `scale` times the weighted sum over all elements.
 """
 
 from __future__ import annotations
@@ -28,17 +29,23 @@ def exact_dtype(pred: Tensor, target: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (pred.dtype, target.dtype) else torch.float32
 
 
-def _supports_reference(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> str | None:
+def _supports_reference(
+    pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> str | None:
     return None
 
 
-def _supports_cpu(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> str | None:
+def _supports_cpu(
+    pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> str | None:
     if pred.device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {pred.device}"
     return _native.why_no_cpu()
 
 
-def _supports_triton(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> str | None:
+def _supports_triton(
+    pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> str | None:
     if torch.float64 in (pred.dtype, target.dtype):
         return "the triton kernel computes in float32; float64 tensors run on the reference or cpu backend"
     if pred.shape[1] > MAX_TRITON_WIDTH:
@@ -66,24 +73,35 @@ def _cpu_forward(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, 
     return loss
 
 
-def _cpu_backward(grad, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> Tensor:
+def _cpu_backward(
+    grad, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> Tensor:
     gradient = torch.empty_like(pred, memory_format=torch.contiguous_format)
     views = [_native.view(tensor) for tensor in (grad, pred, target, rows, weights, norm_weight, norm_bias, gradient)]
     _native.cpu().jepa_loss_backward(*views, _native_options(norm_eps, kind, parameter, eps, scale))
     return gradient
 
 
-def _triton_forward(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> Tensor:
+def _triton_forward(
+    pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> Tensor:
     from ..kernels import jepa_loss as kernel
 
-    return kernel.forward(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps).sum() * scale
+    return (
+        kernel.forward(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps).sum()
+        * scale
+    )
 
 
-def _triton_backward(grad, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale) -> Tensor:
+def _triton_backward(
+    grad, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> Tensor:
     from ..kernels import jepa_loss as kernel
 
     gradient = torch.empty_like(pred, memory_format=torch.contiguous_format)
-    kernel.backward(grad, gradient, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale)
+    kernel.backward(
+        grad, gradient, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+    )
     return gradient
 
 
@@ -91,7 +109,9 @@ OPERATOR = register(
     Operator(
         "jepa_loss",
         {
-            "reference": Backend("reference", _supports_reference, {"forward": loss_of_rows, "backward": gradient_of_rows}),
+            "reference": Backend(
+                "reference", _supports_reference, {"forward": loss_of_rows, "backward": gradient_of_rows}
+            ),
             "cpu": Backend("cpu", _supports_cpu, {"forward": _cpu_forward, "backward": _cpu_backward}),
             "triton": Backend("triton", _supports_triton, {"forward": _triton_forward, "backward": _triton_backward}),
         },
@@ -143,11 +163,14 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 
 _ARGUMENTS = (
-    "Tensor pred, Tensor target, Tensor? rows, Tensor? weights, Tensor? norm_weight, Tensor? norm_bias, float? norm_eps, str kind, "
-    "float parameter, float? eps, float scale"
+    "Tensor pred, Tensor target, Tensor? rows, Tensor? weights, Tensor? norm_weight, Tensor? norm_bias, "
+    "float? norm_eps, str kind, float parameter, float? eps, float scale"
 )
 _jepa_loss_backward = define(
-    f"jepa_loss_backward(Tensor grad, {_ARGUMENTS}) -> Tensor", _backward, _fake_backward, backward=_no_second_derivative
+    f"jepa_loss_backward(Tensor grad, {_ARGUMENTS}) -> Tensor",
+    _backward,
+    _fake_backward,
+    backward=_no_second_derivative,
 )
 jepa_loss = define(
     f"jepa_loss({_ARGUMENTS}) -> Tensor", _forward, _fake_forward, backward=_autograd, setup_context=_setup_context

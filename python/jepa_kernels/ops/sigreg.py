@@ -1,8 +1,8 @@
 """The operators `unit_directions` and `sigreg`: schemas, fakes, autograd and backends.
 
-`sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the cosine at [:, 0] and
-the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for float64); and the projections (V, N, K),
-which the backward pass reads again.
+`sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
+cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
+float64); and the projections (V, N, K), which the backward pass reads again.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def _step(num_points: int, t_max: float) -> float:
 def _cpu_forward(x, directions, num_points, t_max) -> tuple[Tensor, Tensor]:
     projected = torch.matmul(x, directions)
     sums = x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
-    _native.cpu().sigreg_forward(_native.view(projected), _native.view(sums), _step(num_points, t_max), torch.get_num_threads())
+    _native.cpu().sigreg_forward(
+        _native.view(projected), _native.view(sums), _step(num_points, t_max), torch.get_num_threads()
+    )
     return sums, projected
 
 
@@ -147,7 +149,8 @@ sigreg = define(
     backward=_autograd,
     setup_context=_setup_context,
 )
-# An operator of its own, so that a compiled graph can hold the generator; without a seed it draws from torch's default one.
+# An operator of its own, so that a compiled graph can hold the generator; without a seed it draws from torch's default
+# one.
 unit_directions = define(
     "unit_directions(Tensor like, SymInt num_slices, Tensor? seed) -> Tensor",
     draw_directions,

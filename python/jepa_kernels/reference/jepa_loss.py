@@ -1,4 +1,4 @@
-"""The JEPA prediction loss in plain PyTorch, as the published training loops compute it: norm, gather, subtract, penalise, average."""
+"""The JEPA prediction loss in plain PyTorch, as published: norm, gather, subtract, penalise, average."""
 
 from __future__ import annotations
 
@@ -30,11 +30,10 @@ def jepa_loss(
 ) -> Tensor:
     """The unfused twin of `jepa_kernels.jepa_loss`: same arguments, same result up to rounding."""
     masks = list(ids) if isinstance(ids, Sequence) else [ids]
-    if isinstance(pred, Tensor):
-        preds = list(pred.chunk(len(masks))) if len(masks) > 1 else [pred]
-    else:
-        preds = list(pred)
-    all_weights = [None] * len(masks) if weights is None else [weights] if isinstance(weights, Tensor) else list(weights)
+    preds = list(pred.tensor_split(len(masks))) if isinstance(pred, Tensor) else list(pred)
+    all_weights = (
+        [None] * len(masks) if weights is None else [weights] if isinstance(weights, Tensor) else list(weights)
+    )
     exact = torch.float64 if torch.float64 in (preds[0].dtype, target.dtype) else torch.float32
     h = target.to(exact)
     width = (h.shape[-1],)
@@ -93,10 +92,10 @@ def loss_of_rows(
     eps: float | None,
     scale: float,
 ) -> Tensor:
-    """The operator `jepa_loss`: scale * sum of the weighted losses of pred (R, D) against the rows `rows` of target (T, D).
+    """The operator `jepa_loss`: scale * sum of the weighted losses of pred (R, D) against rows of target (T, D).
 
-    A row of -1 is padding; one below is out of range and makes the loss NaN. `norm_eps` and `eps` are None where the affine and the
-    parameter-free layer norm are left out.
+    A row of -1 is padding; one below is out of range and makes the loss NaN. `norm_eps` and `eps` are None where the
+    affine and the parameter-free layer norm are left out.
     """
     d = _difference(pred, target, rows, norm_weight, norm_bias, norm_eps, eps)
     if kind == "square":
@@ -165,5 +164,7 @@ def _weighted(values: Tensor, rows: Tensor | None, weights: Tensor | None) -> Te
     if weights is not None:
         values = values * weights.unsqueeze(1)
     if rows is not None:
-        values = values.masked_fill((rows == PADDING).unsqueeze(1), 0).masked_fill((rows < PADDING).unsqueeze(1), torch.nan)
+        values = values.masked_fill((rows == PADDING).unsqueeze(1), 0).masked_fill(
+            (rows < PADDING).unsqueeze(1), torch.nan
+        )
     return values

@@ -1,4 +1,4 @@
-"""SIGReg in plain PyTorch, as published: random directions, cosines and sines at every point, the Epps-Pulley statistic."""
+"""SIGReg in plain PyTorch, as published: random directions, then the Epps-Pulley statistic along each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def sigreg(
     group: dist.ProcessGroup | None = None,
     directions: Tensor | None = None,
 ) -> Tensor:
-    """The unfused twin of `jepa_kernels.sigreg`: same arguments, same result up to rounding; materialises samples x slices x points."""
+    """The unfused twin of `jepa_kernels.sigreg`: same arguments, same result up to rounding, far more memory."""
     if directions is None:
         directions = unit_directions(x, num_slices, seed)
     exact = torch.promote_types(x.dtype, torch.float32)
@@ -36,8 +36,10 @@ def sigreg(
     return ((error @ weights) * count).mean()
 
 
-def quadrature(num_points: int, t_max: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Points on [0, t_max], the standard normal's characteristic function there, and weights: twice the trapezoid rule's, times it."""
+def quadrature(
+    num_points: int, t_max: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Points on [0, t_max], the standard normal's characteristic function there, and weights that include it."""
     t = torch.linspace(0, t_max, num_points, dtype=dtype, device=device)
     phi = torch.exp(-t.square() / 2)
     step = t_max / (num_points - 1)
@@ -56,7 +58,7 @@ def unit_directions(x: Tensor, num_slices: int, seed: int | Tensor | None) -> Te
 
 
 def characteristic_sums(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
-    """The operator `sigreg`: sums (V, 2, T, K) over samples of cosine and sine, and the projections (V, N, K), of x (V, N, D)."""
+    """The operator `sigreg`: sums (V, 2, T, K) of cosine and sine over samples, and projections (V, N, K)."""
     projected = x @ directions
     exact = torch.promote_types(x.dtype, torch.float32)
     t = torch.linspace(0, t_max, num_points, dtype=exact, device=x.device)
@@ -67,7 +69,9 @@ def characteristic_sums(x: Tensor, directions: Tensor, num_points: int, t_max: f
     return torch.stack(parts, 2), projected
 
 
-def characteristic_gradient(grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+def characteristic_gradient(
+    grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float
+) -> Tensor:
     """The operator's gradient with respect to x."""
     t = torch.linspace(0, t_max, num_points, dtype=grad.dtype, device=grad.device)
     gradient = torch.zeros_like(projected, dtype=grad.dtype)

@@ -42,8 +42,10 @@ def vicreg_loss(
         matrix = centred.t() @ centred / (len(view) - 1)
         off_diagonal = matrix - torch.diag(torch.diagonal(matrix))
         variance = variance + (hinge / len(views) if convention == "paper" else hinge)
-        covariance = covariance + off_diagonal.square().sum() / (size if convention == "paper" else max(size * (size - 1), 1))
-    invariance = F.mse_loss(*views) if y is not None else variance.new_zeros(())
+        covariance = covariance + off_diagonal.square().sum() / (
+            size if convention == "paper" else max(size * (size - 1), 1)
+        )
+    invariance = F.mse_loss(views[0], views[1]) if y is not None else variance.new_zeros(())
     a, b, c = weights or DEFAULT_WEIGHTS[convention]
     total = a * invariance + b * variance + c * covariance
     return VICRegTerms(total, invariance.detach(), variance.detach(), covariance.detach())

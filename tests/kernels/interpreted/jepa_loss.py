@@ -24,8 +24,10 @@ def inputs(width, dtype=torch.float32, padded=False):
 def both(pred, target, ids, **options):
     """(loss, gradient) of the kernel and of the reference in float64."""
     exact = pred.detach().double().requires_grad_()
-    doubled = {name: tuple(v.double() if isinstance(v, torch.Tensor) else v for v in value) if name == "norm" else value
-               for name, value in options.items()}
+    doubled = {
+        name: tuple(v.double() if isinstance(v, torch.Tensor) else v for v in value) if name == "norm" else value
+        for name, value in options.items()
+    }
     expected = jk.reference.jepa_loss(exact, target.double(), ids, **doubled)
     with jk.backend("triton"):
         loss = jk.jepa_loss(pred, target, ids, **options)

@@ -29,13 +29,16 @@ class LossInputs:
         return replace(self, pred=self.pred.detach().to(dtype).requires_grad_(), target=self.target.to(dtype))
 
 
-def _inputs(batch: int, tokens: int, kept: int, dim: int, kind: str, dtype: torch.dtype, setting: Setting) -> LossInputs:
+def _inputs(
+    batch: int, tokens: int, kept: int, dim: int, kind: str, dtype: torch.dtype, setting: Setting
+) -> LossInputs:
     generator = setting.generator()
     ids = torch.stack([torch.randperm(tokens, generator=generator)[:kept].sort().values for _ in range(batch)])
     pred = torch.randn(batch, kept, dim, generator=generator).to(setting.device, dtype)
     target = torch.randn(batch, tokens, dim, generator=generator).to(setting.device, dtype)
     ids = ids.to(setting.device)
-    # The derivative of |d| jumps at 0, where rounding alone would decide its sign: keep every difference away from there.
+    # The derivative of |d| jumps at 0, where rounding alone would decide its sign: keep every difference away from
+    # there.
     h = functional.layer_norm(target.float(), (dim,)).gather(1, ids.unsqueeze(-1).expand(-1, -1, dim))
     pred = torch.where((pred - h).abs() < 0.03, pred + 0.25, pred)
     return LossInputs(pred.requires_grad_(), target, ids, kind)

@@ -53,7 +53,7 @@ def _with_gradient(loss: Tensor, inputs: SigregInputs) -> list[Tensor]:
 
 
 def _published_statistic(x: Tensor, directions: Tensor) -> Tensor:
-    """Cosine and sine at every sample, slice and point, as published; the projection in x's dtype, all else in float32."""
+    """Cosine and sine at every sample, slice and point, as published; only the projection is in x's dtype."""
     projected = (x @ directions).to(torch.promote_types(x.dtype, torch.float32))
     t = torch.linspace(0, T_MAX, POINTS, device=x.device, dtype=projected.dtype)
     step = T_MAX / (POINTS - 1)

@@ -16,7 +16,8 @@ class AotCase:
     """One kernel at one configuration, as the ahead-of-time compile gate builds it for every architecture.
 
     signature: argument name -> Triton type, such as "*bf16" or "i32"; constants: the constexpr arguments;
-    expects_mma: the tile is meant to run on tensor cores, so that their instructions must be in the PTX.
+    expects_mma: the tile is meant to run on tensor cores, so that their instructions must be in the PTX;
+    max_registers: bound of registers a thread, None to leave it to the assembler.
     """
 
     name: str
@@ -27,3 +28,4 @@ class AotCase:
     num_stages: int = 2
     divisible_by_16: tuple[str, ...] = field(default=())
     expects_mma: bool = False
+    max_registers: int | None = None

@@ -1,9 +1,11 @@
 """A kernel call as data: the launchers run it, and the ahead-of-time gate compiles the very same one without a GPU."""
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+from ._common import AotCase
 
 DTYPE_NAMES = {
     torch.float32: "fp32",
@@ -16,23 +18,14 @@ DTYPE_NAMES = {
 MAX_STRIDE_UNIT = 8  # elements; 16 bytes of a 16-bit dtype, the widest load of one thread
 
 
-class AotCase(NamedTuple):
-    """What an ahead-of-time compilation needs: signature by argument name, compile-time values, compiler options."""
-
-    kernel: Any
-    signature: dict[str, str]
-    constexprs: dict[str, Any]
-    options: dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Launch:
-    """One kernel call. options are num_warps and num_stages; grid counts programs along one axis."""
+    """One kernel call. options are num_warps, num_stages and maxnreg; grid counts programs along one axis."""
 
     kernel: Any
     grid: int
     arguments: dict[str, Any]
-    options: dict[str, int] = field(default_factory=dict)
+    options: dict[str, Any]
 
     def run(self) -> None:
         if self.grid > 0:
@@ -40,17 +33,27 @@ class Launch:
             self.kernel[(self.grid,)](**self.arguments, **self.options, enable_fp_fusion=True)
 
     def aot_case(self) -> AotCase:
-        signature, constexprs = {}, {}
+        """This call as the compile gate takes it. Pointers count as 16-byte aligned, as torch's allocations are."""
+        signature, constants = {}, {}
         for parameter in self.kernel.params:
             value = self.arguments[parameter.name]
             if parameter.is_constexpr or value is None:
-                signature[parameter.name] = "constexpr"
-                constexprs[parameter.name] = value
+                constants[parameter.name] = value
             elif isinstance(value, torch.Tensor):
                 signature[parameter.name] = "*" + DTYPE_NAMES[value.dtype]
             else:
                 signature[parameter.name] = "fp32" if isinstance(value, float) else parameter.annotation_type or "i32"
-        return AotCase(self.kernel, signature, constexprs, {**self.options, "enable_fp_fusion": True})
+        pointers = tuple(name for name, kind in signature.items() if kind.startswith("*"))
+        return AotCase(
+            self.kernel.__name__,
+            self.kernel,
+            signature,
+            constants,
+            self.options["num_warps"],
+            self.options["num_stages"],
+            pointers,
+            max_registers=self.options.get("maxnreg"),
+        )
 
 
 def stride_unit(*tensors: torch.Tensor | None) -> int:

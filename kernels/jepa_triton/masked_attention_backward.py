@@ -10,8 +10,10 @@ A row without a visible key has lse = -inf; reading that as +inf makes its P, an
 import triton
 import triton.language as tl
 
+from .masked_attention_bounds import RUNTIME_INTEGERS, first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
 from .segments import (
     dot_accumulate,
+    dot_rows,
     dot_transposed,
     keep_rows,
     load_segments,
@@ -22,12 +24,8 @@ from .segments import (
     unrotate_segments,
     zero_segments,
 )
-from .masked_attention_bounds import first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-RUNTIME_INTEGERS = (
-    "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset"
-)  # fmt: skip
 
 
 @triton.jit
@@ -40,13 +38,20 @@ def _load_lse(base, rows, rows_left):
 @triton.jit
 def _query_gradient_tile(
     dq, q, dout, lse, delta, visible, keys_left, k_base, k_row, v_base, v_row, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
 ):  # fmt: skip
     """dq [M, D] plus the keys of one tile."""
     k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-    weights = tl.exp2(dot_transposed(q, k) * scale_log2 - lse[:, None])  # [M, N]
-    v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-    dscores = weights * (dot_transposed(dout, v) - delta[:, None])  # [M, N]
+    if CHANNEL_LOOP:
+        block_m: tl.constexpr = lse.shape[0]
+        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(dout[0], dout[1], dout[2], v_base, v_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
+    else:
+        scores = dot_transposed(q, k)  # [M, N]
+        dweights = dot_transposed(dout, load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS))  # [M, N]
+    weights = tl.exp2(scores * scale_log2 - lse[:, None])  # [M, N]
+    dscores = weights * (dweights - delta[:, None])  # [M, N]
     if MASKED:
         dscores = tl.where(visible, dscores, 0.0)
     if BOOL_MASK:
@@ -56,9 +61,9 @@ def _query_gradient_tile(
 
 @triton.jit
 def _query_gradient_range(
-    dq, q, dout, lse, delta, limits, begin, end, k_base, k_row, v_base, v_row, mask_base, mask_row, mask_col,
+    dq, q, dout, lse, delta, limits, begin, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
     queries_left, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """dq plus the keys [begin, end). MASKED as in the forward kernel."""
     keys = tl.arange(0, BLOCK_N)
@@ -69,18 +74,17 @@ def _query_gradient_range(
         k_tile = k_base + start * k_row
         v_tile = v_base + start * v_row
         if mask_base is not None:
-            mask_tile = mask_base + start * mask_col
-            visible = load_bool_tile(mask_tile, mask_row, mask_col, queries_left, keys_left, limits.shape[0], BLOCK_N)
+            visible = load_bool_tile(mask_base + start, mask_row, 1, queries_left, keys_left, limits.shape[0], BLOCK_N)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 dq = _query_gradient_tile(
                     dq, q, dout, lse, delta, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                    HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, True,
+                    HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, MASKED, True,
                 )  # fmt: skip
         else:
             visible = start + keys[None, :] < limits[:, None]  # [M, N]
             dq = _query_gradient_tile(
                 dq, q, dout, lse, delta, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, False,
+                HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, MASKED, False,
             )  # fmt: skip
     return dq
 
@@ -95,13 +99,13 @@ def query_gradient_kernel(
     dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
     out_stride_b: tl.int64, out_stride_h: tl.int64, out_stride_n: tl.int64,
     dq_stride_b: tl.int64, dq_stride_h: tl.int64, dq_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
-    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head."""
+    """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head. scale_log2 = scale log2(e)."""
     tile, head, entry = grid_entry(num_tiles, num_heads)
     batch, first, query_count, key_count = sequence_bounds(
         entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
@@ -127,20 +131,27 @@ def query_gradient_kernel(
     dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + token * dout_stride_n) * STRIDE_UNIT
     out_base = out_ptr + (batch * out_stride_b + head * out_stride_h + token * out_stride_n) * STRIDE_UNIT
     statistics = (batch.to(tl.int64) * num_heads + head) * query_len + token
-    dout = load_segments(dout_base, dout_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    dout_tile = load_segments(dout_base, dout_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     out = load_segments(out_base, out_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-    delta = sum_products(dout, out)  # [M]
+    delta = sum_products(dout_tile, out)  # [M]
     tl.store(delta_ptr + statistics + rows, delta, mask=rows < left)
     lse = _load_lse(lse_ptr + statistics, rows, left)  # [M]
-    q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    if CHANNEL_LOOP:
+        q = (q_base, q_row, left)
+        dout = (dout_base, dout_row, left)
+    else:
+        q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        dout = dout_tile
 
     k_row = k_stride_n * STRIDE_UNIT
     v_row = v_stride_n * STRIDE_UNIT
     k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
     v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_q
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
     limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
     last = tl.minimum(row + BLOCK_M, query_count) - 1
     end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
@@ -150,12 +161,12 @@ def query_gradient_kernel(
         unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         dq = _query_gradient_range(
-            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, mask_stride_q,
-            mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, 0,
+            left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, False,
         )  # fmt: skip
     dq = _query_gradient_range(
-        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_stride_q,
-        mask_stride_k, left, scale * LOG2_E, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
+        left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, True,
     )  # fmt: skip
 
     dq = scale_segments(dq, scale)
@@ -173,14 +184,21 @@ def query_gradient_kernel(
 @triton.jit
 def _key_gradient_tile(
     dk, dv, k, v, visible, queries_left, q_base, q_row, dout_base, dout_row, lse_base, delta_base, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) [N, D] plus the queries of one tile. Rows past the last query are zeros with lse = +inf and add nothing."""
     rows = tl.arange(0, BLOCK_M)
     q = load_segments(q_base, q_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     lse = _load_lse(lse_base, rows, queries_left)  # [M]
-    weights = tl.exp2(dot_transposed(k, q) * scale_log2 - lse[None, :])  # [N, M]
     dout = load_segments(dout_base, dout_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    if CHANNEL_LOOP:
+        scores = dot_rows(k[0], k[1], k[2], q_base, q_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(v[0], v[1], v[2], dout_base, dout_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
+    else:
+        scores = dot_transposed(k, q)  # [N, M]
+        dweights = dot_transposed(v, dout)  # [N, M]
+    weights = tl.exp2(scores * scale_log2 - lse[None, :])  # [N, M]
     if MASKED:
         weights = tl.where(visible, weights, 0.0)
     if BOOL_MASK:
@@ -189,7 +207,7 @@ def _key_gradient_tile(
         dout = keep_rows(dout, seeing)
     dv = dot_accumulate(weights, dout, dv)
     delta = tl.load(delta_base + rows, mask=rows < queries_left, other=0.0)  # [M]
-    dscores = weights * (dot_transposed(v, dout) - delta[None, :])  # [N, M]
+    dscores = weights * (dweights - delta[None, :])  # [N, M]
     if MASKED:
         dscores = tl.where(visible, dscores, 0.0)
     return dot_accumulate(dscores, q, dk), dv
@@ -198,8 +216,9 @@ def _key_gradient_tile(
 @triton.jit
 def _key_gradient_range(
     dk, dv, k, v, first_queries, keys_left, begin, end, query_count,
-    q_base, q_row, dout_base, dout_row, lse_base, delta_base, mask_base, mask_row, mask_col, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr,
+    q_base, q_row, dout_base, dout_row, lse_base, delta_base, mask_base, mask_row, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """(dk, dv) plus the queries [begin, end). MASKED: query i counts for the keys whose first_queries is at most i."""
     rows = tl.arange(0, BLOCK_M)
@@ -209,17 +228,18 @@ def _key_gradient_range(
         left = query_count - start
         if mask_base is not None:
             mask_tile = mask_base + start * mask_row
-            visible = load_bool_tile(mask_tile, mask_col, mask_row, keys_left, left, first_queries.shape[0], BLOCK_M)
+            visible = load_bool_tile(mask_tile, 1, mask_row, keys_left, left, BLOCK_N, BLOCK_M)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 dk, dv = _key_gradient_tile(
                     dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
-                    delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_M, MASKED, True,
+                    delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, MASKED, True,
                 )  # fmt: skip
         else:
-            visible = start + rows[None, :] >= first_queries[:, None]  # [N, M]
+            # Rows past the last query must not count for a NaN key that no query sees.
+            visible = (start + rows[None, :] >= first_queries[:, None]) & (rows[None, :] < left)  # [N, M]
             dk, dv = _key_gradient_tile(
                 dk, dv, k, v, visible, left, q_tile, q_row, dout_tile, dout_row, lse_base + start,
-                delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_M, MASKED, False,
+                delta_base + start, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, MASKED, False,
             )  # fmt: skip
     return dk, dv
 
@@ -234,11 +254,11 @@ def key_gradient_kernel(
     dout_stride_b: tl.int64, dout_stride_h: tl.int64, dout_stride_n: tl.int64,
     dk_stride_b: tl.int64, dk_stride_h: tl.int64, dk_stride_n: tl.int64,
     dv_stride_b: tl.int64, dv_stride_h: tl.int64, dv_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
-    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv for one tile of BLOCK_N keys of one head. Scores are held transposed, [N, M], so both sums are plain products."""
     tile, head, entry = grid_entry(num_tiles, num_heads)
@@ -269,8 +289,12 @@ def key_gradient_kernel(
     v_row = v_stride_n * STRIDE_UNIT
     k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + token * k_stride_n) * STRIDE_UNIT
     v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + token * v_stride_n) * STRIDE_UNIT
-    k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-    v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+    if CHANNEL_LOOP:
+        k = (k_base, k_row, keys_left)
+        v = (v_base, v_row, keys_left)
+    else:
+        k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+        v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
 
     q_row = q_stride_n * STRIDE_UNIT
     dout_row = dout_stride_n * STRIDE_UNIT
@@ -278,8 +302,10 @@ def key_gradient_kernel(
     dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + first * dout_stride_n) * STRIDE_UNIT
     statistics = (batch.to(tl.int64) * num_heads + head) * query_len + first
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_k
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row
     keys = row + tl.arange(0, BLOCK_N)  # [N]
     first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
     begin = 0
@@ -295,15 +321,15 @@ def key_gradient_kernel(
             masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_stride_q, mask_stride_k, scale * LOG2_E,
-            HEAD_DIM, SEGMENTS, BLOCK_M, True,
+            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_row, scale_log2,
+            HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, True,
         )  # fmt: skip
         begin = masked_end
     if mask_ptr is None:
         dk, dv = _key_gradient_range(
             dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, None, mask_stride_q, mask_stride_k, scale * LOG2_E,
-            HEAD_DIM, SEGMENTS, BLOCK_M, False,
+            lse_ptr + statistics, delta_ptr + statistics, None, 0, scale_log2,
+            HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, False,
         )  # fmt: skip
 
     dk = scale_segments(dk, scale)

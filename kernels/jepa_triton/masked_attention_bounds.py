@@ -10,6 +10,15 @@ beyond the limit of its first. Seen from key j, the queries that see it are the 
 import triton
 import triton.language as tl
 
+# Integer arguments of the attention kernels that Triton must not specialise on: a length or stride that happens to be 1
+# or a multiple of 16 would otherwise compile another kernel, and lengths change with every mask.
+RUNTIME_INTEGERS = [
+    "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset",
+    *(f"{name}_stride_{axis}" for name in ("q", "k", "v", "dout", "out", "dq", "dk", "dv") for axis in "bhn"),
+    *(f"{name}_stride_{axis}" for name in ("cos", "sin") for axis in "bn"),
+    *(f"mask_stride_{axis}" for axis in "bhq"),
+]  # fmt: skip
+
 
 @triton.jit
 def grid_entry(tiles, num_heads):
@@ -66,7 +75,7 @@ def first_query(key, tokens_per_frame, query_frame_offset, FRAME_CAUSAL: tl.cons
 
 @triton.jit
 def load_bool_tile(base, row_stride, col_stride, row_end, col_end, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """[ROWS, COLS] of a boolean mask, false past the ends. Strides may be 0 (broadcast)."""
+    """[ROWS, COLS] of a boolean mask, false past the ends. The strides are 1 along keys and any, also 0, along queries."""
     rows = tl.arange(0, ROWS)[:, None]
     cols = tl.arange(0, COLS)[None, :]
     inside = (rows < row_end) & (cols < col_end)

@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
+from .masked_attention_bounds import RUNTIME_INTEGERS, grid_entry, key_limit, load_bool_tile, sequence_bounds
 from .segments import (
     dot_accumulate,
+    dot_rows,
     dot_transposed,
     keep_rows,
     load_segments,
@@ -14,7 +16,6 @@ from .segments import (
     store_zero_rows,
     zero_segments,
 )
-from .masked_attention_bounds import grid_entry, key_limit, load_bool_tile, sequence_bounds
 
 LN_2 = tl.constexpr(0.6931471805599453)
 
@@ -39,11 +40,18 @@ def _update_softmax(scores, visible, row_max, row_sum, scale_log2, MASKED: tl.co
 @triton.jit
 def _attend_tile(
     accumulators, row_max, row_sum, q, visible, keys_left, k_base, k_row, v_base, v_row, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr, BOOL_MASK: tl.constexpr,
 ):  # fmt: skip
     """Adds the keys of one tile to (accumulators [M, D], row_max [M], row_sum [M])."""
-    k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-    scores = dot_transposed(q, k)  # [M, N]
+    if CHANNEL_LOOP:
+        block_m: tl.constexpr = row_max.shape[0]
+        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)  # [M, N]
+    else:
+        k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+        scores = dot_transposed(q, k)  # [M, N]
+    if NEGATIVE_SCALE:  # the running maximum is taken before scaling
+        scores = -scores
     weights, decay, row_max, row_sum = _update_softmax(scores, visible, row_max, row_sum, scale_log2, MASKED)
     v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
     if BOOL_MASK:
@@ -55,8 +63,9 @@ def _attend_tile(
 @triton.jit
 def _attend_range(
     accumulators, row_max, row_sum, q, limits, begin, end,
-    k_base, k_row, v_base, v_row, mask_base, mask_row, mask_col, queries_left, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
+    k_base, k_row, v_base, v_row, mask_base, mask_row, queries_left, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_N: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Keys [begin, end). MASKED: key j counts for the rows whose limit exceeds j, or where the boolean mask is true."""
     keys = tl.arange(0, BLOCK_N)
@@ -67,42 +76,39 @@ def _attend_range(
         k_tile = k_base + start * k_row
         v_tile = v_base + start * v_row
         if mask_base is not None:
-            mask_tile = mask_base + start * mask_col
-            visible = load_bool_tile(mask_tile, mask_row, mask_col, queries_left, keys_left, limits.shape[0], BLOCK_N)
+            visible = load_bool_tile(mask_base + start, mask_row, 1, queries_left, keys_left, limits.shape[0], BLOCK_N)
             if tl.max(tl.max(visible.to(tl.int32), axis=1), axis=0) > 0:
                 accumulators, row_max, row_sum = _attend_tile(
                     accumulators, row_max, row_sum, q, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                    HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, True,
+                    HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, MASKED, True,
                 )  # fmt: skip
         else:
             visible = start + keys[None, :] < limits[:, None]  # [M, N]
             accumulators, row_max, row_sum = _attend_tile(
                 accumulators, row_max, row_sum, q, visible, keys_left, k_tile, k_row, v_tile, v_row, scale_log2,
-                HEAD_DIM, SEGMENTS, BLOCK_N, MASKED, False,
+                HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, MASKED, False,
             )  # fmt: skip
     return accumulators, row_max, row_sum
 
 
-@triton.jit(
-    do_not_specialize=[
-        "num_heads", "query_len", "key_len", "num_tiles", "num_sequences", "tokens_per_frame", "query_frame_offset"
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, key_lengths_ptr, cu_seqlens_ptr, cos_ptr, sin_ptr,
     q_stride_b: tl.int64, q_stride_h: tl.int64, q_stride_n: tl.int64,
     k_stride_b: tl.int64, k_stride_h: tl.int64, k_stride_n: tl.int64,
     v_stride_b: tl.int64, v_stride_h: tl.int64, v_stride_n: tl.int64,
     out_stride_b: tl.int64, out_stride_h: tl.int64, out_stride_n: tl.int64,
-    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64, mask_stride_k: tl.int64,
+    mask_stride_b: tl.int64, mask_stride_h: tl.int64, mask_stride_q: tl.int64,
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale_log2,
-    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, FRAME_CAUSAL: tl.constexpr,
-    NEGATIVE_SCALE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T) for one tile of BLOCK_M queries of one head.
 
-    k comes rotated already; q is rotated here, where each row is read once. scale_log2 = |scale| log2(e).
+    k comes rotated already; q is rotated here, where each row is read once, unless CHANNEL_LOOP reads it again for each
+    tile of keys: then it comes rotated and without tables. scale_log2 = |scale| log2(e).
     """
     tile, head, entry = grid_entry(num_tiles, num_heads)
     batch, first, query_count, key_count = sequence_bounds(
@@ -125,7 +131,10 @@ def forward_kernel(
 
     q_row = q_stride_n * STRIDE_UNIT
     q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + first * q_stride_n) * STRIDE_UNIT + row * q_row
-    q = load_segments(q_base, q_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+    if CHANNEL_LOOP:
+        q = (q_base, q_row, query_count - row)
+    else:
+        q = load_segments(q_base, q_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     if cos_ptr is not None:
         cos_row = cos_stride_n * STRIDE_UNIT
         sin_row = sin_stride_n * STRIDE_UNIT
@@ -134,16 +143,16 @@ def forward_kernel(
         cos = load_segments(cos_base, cos_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
         sin = load_segments(sin_base, sin_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
         q = rotate_segments(q, cos, sin)
-    if NEGATIVE_SCALE:  # the running maximum is taken before scaling, so the sign moves into q
-        q = scale_segments(q, tl.full([1, 1], -1.0, q[0].dtype))
 
     k_row = k_stride_n * STRIDE_UNIT
     v_row = v_stride_n * STRIDE_UNIT
     k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
     v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
     mask_base = None
+    mask_row = 0
     if mask_ptr is not None:
-        mask_base = mask_ptr + batch * mask_stride_b + head * mask_stride_h + row * mask_stride_q
+        mask_row = mask_stride_q * MASK_STRIDE_UNIT
+        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
     limits = key_limit(queries, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
     last = tl.minimum(row + BLOCK_M, query_count) - 1
     end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
@@ -156,11 +165,11 @@ def forward_kernel(
         unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
         accumulators, row_max, row_sum = _attend_range(
             accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
-            None, mask_stride_q, mask_stride_k, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, False,
+            None, 0, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
         )  # fmt: skip
     accumulators, row_max, row_sum = _attend_range(
         accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
-        mask_base, mask_stride_q, mask_stride_k, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, BLOCK_N, True,
+        mask_base, mask_row, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
     )  # fmt: skip
 
     # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.

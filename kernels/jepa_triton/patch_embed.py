@@ -1,9 +1,9 @@
-"""Patch embedding as implicit matrix products: pixels of kept patches are gathered by strides, normalised and multiplied in one kernel.
+"""Patch embedding as implicit matrix products: pixels of kept patches are gathered by strides, normalised and multiplied at once.
 
-Rows are indices into the B * N patches; those below 0 read nothing, yield NaN and receive no gradient. Columns of the product run over
-(channel, frame, y, x) inside a patch, the order of a convolution's weight. Pixels are normalised where they are loaded, in float32,
-and rounded once: one fused multiply-add a pixel, against folding std into the weight, which would round the weight a second time and
-rewrite it at every step.
+Rows are indices into the B * N patches; those outside read nothing, yield NaN and receive no gradient. Columns of the product run
+over (channel, frame, y, x) inside a patch, the order of a convolution's weight. Pixels are normalised where they are loaded, in
+float32, and rounded once: two operations a pixel, against folding std into the weight, which would round the weight a second time
+and rewrite it at every step.
 """
 
 from __future__ import annotations
@@ -41,24 +41,25 @@ def _column_offsets(k, stride_c, stride_t, stride_h, stride_w, PT: tl.constexpr,
     t = k // (PH * PW) % PT
     y = k // PW % PH
     x = k % PW
-    return channel, channel.to(tl.int64) * stride_c + t.to(tl.int64) * stride_t + y.to(tl.int64) * stride_h + x.to(tl.int64) * stride_w
+    # 32 bits unless a stride needs more: half the registers, and `supports` has checked the extent of a patch.
+    return channel, channel * stride_c + t * stride_t + y * stride_h + x * stride_w
 
 
 @triton.jit
-def _load_pixels(pixels, origins, inside, k, K: tl.constexpr, mean, std, stride_c, stride_t, stride_h, stride_w,
+def _load_pixels(pixels, origins, inside, k, K: tl.constexpr, BK: tl.constexpr, mean, std, stride_c, stride_t, stride_h, stride_w,
                  PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, MEAN: tl.constexpr, STD: tl.constexpr,
                  COMPUTE: tl.constexpr):  # fmt: skip
-    """Normalised pixels [rows, columns]; zeros where the row or the column is outside."""
+    """Normalised pixels [rows, columns]: 0 in columns from K on, any value in rows outside."""
     channel, offsets = _column_offsets(k, stride_c, stride_t, stride_h, stride_w, PT, PH, PW)
-    mask = inside[:, None] & (k < K)[None, :]
-    raw = tl.load(pixels + (origins[:, None] + offsets[None, :]), mask=mask, other=0)  # [BR, BK]
+    mask = inside[:, None]
+    if K % BK != 0:
+        mask = mask & (k < K)[None, :]
+    raw = tl.load((pixels + origins)[:, None] + offsets[None, :], mask=mask, other=0)  # [BR, BK]
     x = raw.to(tl.float32)
     if MEAN:
         x -= tl.load(mean + channel, mask=k < K, other=0.0)[None, :]
     if STD:
         x *= (1.0 / tl.load(std + channel, mask=k < K, other=1.0))[None, :]
-    if MEAN:
-        x = tl.where(mask, x, 0.0)  # a masked load gave 0, which the mean has moved
     return x.to(COMPUTE)
 
 
@@ -87,18 +88,22 @@ def forward_kernel(
     total = tl.zeros((BR, BD), tl.float32)
     for first in range(0, K, BK):
         k = first + tl.arange(0, BK)
-        x = _load_pixels(pixels, origins, inside, k, K, mean, std, stride_c, stride_t, stride_h, stride_w,
+        x = _load_pixels(pixels, origins, inside, k, K, BK, mean, std, stride_c, stride_t, stride_h, stride_w,
                          PT, PH, PW, MEAN, STD, COMPUTE)  # [BR, BK]  # fmt: skip
-        w = tl.load(weight_rows + k[:, None], mask=(k < K)[:, None] & in_width[None, :], other=0.0)  # [BK, BD]
+        w_mask = in_width[None, :]
+        if K % BK != 0:
+            w_mask = w_mask & (k < K)[:, None]
+        w = tl.load(weight_rows + k[:, None], mask=w_mask, other=0.0)  # [BK, BD]
         total = tl.dot(x, w, total, input_precision="ieee")
     if BIAS:
         total += tl.load(bias + d, mask=in_width, other=0.0).to(tl.float32)[None, :]
     stored = in_rows[:, None] & in_width[None, :]
     if POSITIONS:
-        at = (patch % tokens)[:, None] * width + d[None, :]
+        at = (patch % tokens).to(tl.int32)[:, None] * width + d[None, :]
         total += tl.load(pos_embed + at, mask=stored, other=0.0).to(tl.float32)
     total = tl.where(inside[:, None], total, float("nan"))
-    tl.store(out + i[:, None] * width + d[None, :], total.to(OUT), mask=stored)
+    tile = out + (tl.program_id(0) // tiles_d).to(tl.int64) * BR * width
+    tl.store(tile + tl.arange(0, BR)[:, None] * width + d[None, :], total.to(OUT), mask=stored)
 
 
 @triton.jit
@@ -127,8 +132,9 @@ def backward_weight_kernel(
         origins = _row_origins(
             tl.where(inside, patch, 0), tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w, PT, PH, PW
         )
-        x = _load_pixels(pixels, origins, inside, k, K, mean, std, stride_c, stride_t, stride_h, stride_w,
+        x = _load_pixels(pixels, origins, inside, k, K, BK, mean, std, stride_c, stride_t, stride_h, stride_w,
                          PT, PH, PW, MEAN, STD, COMPUTE)  # [BR, BK]  # fmt: skip
+        x = tl.where(inside[:, None], x, 0.0)
         dy = tl.load(grad + i[None, :] * width + d[:, None], mask=inside[None, :] & in_width[:, None], other=0.0)  # [BD, BR]
         total = tl.dot(dy, x, total, input_precision="ieee")
     at = (split * width + d[:, None]) * K + k[None, :]
@@ -178,34 +184,43 @@ def backward_pixels_kernel(
         d = first + tl.arange(0, BD)
         in_width = d < width
         dy = tl.load(grad + patch[:, None] * width + d[None, :], mask=inside[:, None] & in_width[None, :], other=0.0)  # [BR, BD]
-        w = tl.load(weight + d.to(tl.int64)[:, None] * K + k[None, :], mask=in_width[:, None] & (k < K)[None, :], other=0.0)  # [BD, BK]
+        w = tl.load(
+            weight + d.to(tl.int64)[:, None] * K + k[None, :], mask=in_width[:, None] & (k < K)[None, :], other=0.0
+        )  # [BD, BK]
         total = tl.dot(dy, w, total, input_precision="ieee")
     channel, offsets = _column_offsets(k, stride_c, stride_t, stride_h, stride_w, PT, PH, PW)
     if STD:
         total *= (1.0 / tl.load(std + channel, mask=k < K, other=1.0))[None, :]
     origins = _row_origins(patch, tokens, grid_h, grid_w, stride_b, stride_t, stride_h, stride_w, PT, PH, PW)
-    at = grad_pixels + (origins[:, None] + offsets[None, :])
+    at = (grad_pixels + origins)[:, None] + offsets[None, :]
     tl.store(at, total.to(PIXEL), mask=inside[:, None] & (k < K)[None, :])
 
 
-def _tiles(dtype: torch.dtype, rows: int) -> dict[str, int]:
-    """Tile sizes: small ones where few rows would leave most of a GPU idle, and for float32, which has no tensor cores here."""
+def _tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
+    """Tile sizes, the largest that compile without spills for every architecture and triton 3.6 and 3.9.
+
+    Pixels that are not adjacent need an address each, wide ones room; few rows want small tiles, or most of a GPU would idle.
+    """
     if dtype == torch.float32:
-        return {"BR": 64, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+        return {"BR": 32, "BD": 64, "BK": 32, "num_warps": 4, "num_stages": 2}
+    if not adjacent:
+        return {"BR": 64, "BD": 64, "BK": 32, "num_warps": 8, "num_stages": 2}
+    wide = pixel_bytes == 4
     if rows <= 1024:
-        return {"BR": 64, "BD": 64, "BK": 64, "num_warps": 4, "num_stages": 3}
-    return {"BR": 128, "BD": 128, "BK": 64, "num_warps": 8, "num_stages": 3}
+        return {"BR": 64, "BD": 64, "BK": 32 if wide else 64, "num_warps": 4, "num_stages": 2 if wide else 3}
+    return {"BR": 64, "BD": 128, "BK": 32 if wide else 64, "num_warps": 8, "num_stages": 3}
 
 
-def _weight_tiles(dtype: torch.dtype) -> dict[str, int]:
+def _weight_tiles(dtype: torch.dtype, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
     if dtype == torch.float32:
-        return {"BR": 32, "BD": 64, "BK": 64, "num_warps": 4, "num_stages": 2}
-    return {"BR": 64, "BD": 128, "BK": 128, "num_warps": 8, "num_stages": 3}
+        return {"BR": 16, "BD": 32, "BK": 64, "num_warps": 4, "num_stages": 2}
+    rows = 64 if adjacent and pixel_bytes < 4 else 32
+    return {"BR": rows, "BD": 128, "BK": 128, "num_warps": 8, "num_stages": 3 if pixel_bytes < 4 else 2}
 
 
 def _pixel_tiles(dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
-        return {"BR": 64, "BD": 32, "BK": 64, "num_warps": 4, "num_stages": 2}
+        return {"BR": 64, "BD": 32, "BK": 64, "num_warps": 8, "num_stages": 2}
     return {"BR": 128, "BD": 64, "BK": 64, "num_warps": 8, "num_stages": 3}
 
 
@@ -229,12 +244,12 @@ def forward(
     std: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
-    """Writes the tokens of `rows` (all patches for None) to `out` (R, D). weight (D, C, pt, ph, pw) and pos_embed are contiguous."""
+    """Writes the tokens of `rows` (all patches for None) to `out` (R, D). weight (D, C, pt, ph, pw), pos_embed: contiguous."""
     num_rows, width = out.shape
     if num_rows == 0:
         return
     (patches, tokens, *rest), constants = _geometry(pixels, weight.shape[2:])
-    tiles = _tiles(weight.dtype, num_rows)
+    tiles = _tiles(weight.dtype, num_rows, pixels.element_size(), pixels.stride(4) == 1)
     forward_kernel[(triton.cdiv(num_rows, tiles["BR"]) * triton.cdiv(width, tiles["BD"]),)](
         pixels, weight, bias, rows, pos_embed, mean, std, out, num_rows, patches, tokens, width, *rest, **constants,
         ROWS=rows is not None, BIAS=bias is not None, POSITIONS=pos_embed is not None, MEAN=mean is not None, STD=std is not None,
@@ -254,7 +269,7 @@ def backward_weight(
     num_rows, width = grad.shape
     splits = max(1, triton.cdiv(num_rows, _SPLIT_ROWS))
     (patches, tokens, *rest), constants = _geometry(pixels, grad_weight.shape[2:])
-    tiles = _weight_tiles(grad.dtype)
+    tiles = _weight_tiles(grad.dtype, pixels.element_size(), pixels.stride(4) == 1)
     partial = grad.new_empty((splits, width, constants["K"]), dtype=torch.float32)
     grid = (triton.cdiv(width, tiles["BD"]) * triton.cdiv(constants["K"], tiles["BK"]), splits)
     backward_weight_kernel[grid](
@@ -295,7 +310,7 @@ def _type_name(dtype: torch.dtype) -> str:
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
-    """Configurations of the compile gate: pixel and compute dtypes, K a multiple of 16 and not, both orders of pixels in memory."""
+    """Configurations of the compile gate: pixel and compute dtypes, K a multiple of 16 and not, both orders in memory."""
     shapes = {"tubelet": (3 * 2 * 16 * 16, 2, 16, 16), "p14": (3 * 14 * 14, 1, 14, 14)}
     cases = _reduction_cases(torch.bfloat16) + ([] if quick else _reduction_cases(torch.float32))
     for shape, pixels, compute, decoder in (
@@ -309,9 +324,11 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
     return cases
 
 
-def _cases_of(name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, compute: torch.dtype, decoder: bool) -> list[AotCase]:
+def _cases_of(
+    name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, compute: torch.dtype, decoder: bool
+) -> list[AotCase]:
     value = _type_name(compute)
-    strides = dict.fromkeys(("stride_b", "stride_c", "stride_t", "stride_h"), "i64") | ({"stride_w": "i64"} if decoder else {})
+    strides = dict.fromkeys(("stride_b", "stride_c", "stride_t", "stride_h"), "i32") | ({"stride_w": "i32"} if decoder else {})
     sizes = {"patches": "i32", "tokens": "i32", "width": "i32", "grid_h": "i32", "grid_w": "i32"} | strides
     fixed: dict[str, Any] = dict(zip(("K", "PT", "PH", "PW"), shape, strict=True)) | ({} if decoder else {"stride_w": 1})
     moments = {"MEAN": True, "STD": True}
@@ -319,11 +336,13 @@ def _cases_of(name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, 
     label = f"{name}-{pixels}-{compute}{'-decoder' * decoder}".replace("torch.", "")
     aligned = ("width", "stride_b", "stride_t", "stride_h") + (() if decoder else ("stride_c",))
 
-    def case(kernel: Any, pointers: dict[str, str], sizes: dict[str, str], constants: dict[str, Any], tiles: dict[str, int]) -> AotCase:
+    def case(
+        kernel: Any, pointers: dict[str, str], sizes: dict[str, str], constants: dict[str, Any], tiles: dict[str, int]
+    ) -> AotCase:
         launch = {key: tiles[key] for key in ("num_warps", "num_stages")}
         blocks = {key: value for key, value in tiles.items() if key not in launch}
         return AotCase(
-            name=f"patch_embed-{kernel.__name__.removesuffix('_kernel')}-{label}-{blocks.get('BR', '')}",
+            name=f"patch_embed-{kernel.__name__.removesuffix('_kernel')}-{label}-{blocks['BR']}x{blocks['BD']}x{blocks['BK']}",
             kernel=kernel,
             signature=pointers | sizes,
             constants=constants | blocks,
@@ -339,9 +358,24 @@ def _cases_of(name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, 
     gathered = {"grad": value, "pixels": _type_name(pixels), "rows": "*i64"} | statistics | {"partial": "*fp32"}
     forward_flags = flags | {"BIAS": True, "POSITIONS": True, "OUT": tl.float32}
     cases = [
-        case(forward_kernel, inputs | statistics | {"out": "*fp32"}, rows, forward_flags, _tiles(compute, count)) for count in (512, 4096)
+        case(
+            forward_kernel,
+            inputs | statistics | {"out": "*fp32"},
+            rows,
+            forward_flags,
+            _tiles(compute, count, pixels.itemsize, not decoder),
+        )
+        for count in ((4096,) if decoder or compute == torch.float32 else (512, 4096))
     ]
-    cases.append(case(backward_weight_kernel, gathered, rows, flags | {"SPLIT": _SPLIT_ROWS}, _weight_tiles(compute)))
+    cases.append(
+        case(
+            backward_weight_kernel,
+            gathered,
+            rows,
+            flags | {"SPLIT": _SPLIT_ROWS},
+            _weight_tiles(compute, pixels.itemsize, not decoder),
+        )
+    )
     if pixels != torch.uint8:
         written = {"grad": value, "weight": value, "std": "*fp32", "grad_pixels": _type_name(pixels)}
         constants = fixed | {"STD": True, "PIXEL": TRITON_DTYPES[pixels]}
@@ -354,6 +388,14 @@ def _reduction_cases(compute: torch.dtype) -> list[AotCase]:
     partial = {"partial": "*fp32", "out": value, "numel": "i32", "splits": "i32"}
     values = {"values": value, "order": "*i64", "starts": "*i64", "out": "*fp32", "width": "i32"}
     return [
-        AotCase(f"patch_embed-reduce-{value[1:]}", reduce_kernel, partial, {"BLOCK": _REDUCE_BLOCK}, divisible_by_16=("partial", "out", "numel")),
-        AotCase(f"patch_embed-sum_rows-{value[1:]}", sum_rows_kernel, values, {"BD": 1024}, divisible_by_16=("values", "out", "width")),
+        AotCase(
+            f"patch_embed-reduce-{value[1:]}",
+            reduce_kernel,
+            partial,
+            {"BLOCK": _REDUCE_BLOCK},
+            divisible_by_16=("partial", "out", "numel"),
+        ),
+        AotCase(
+            f"patch_embed-sum_rows-{value[1:]}", sum_rows_kernel, values, {"BD": 1024}, divisible_by_16=("values", "out", "width")
+        ),
     ]

@@ -10,14 +10,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .segments import head_dim_segments, load_segments, rotate_segments, store_segments
 from .launch import MAX_STRIDE_UNIT, Launch, stride_arguments, stride_unit
+from .segments import MIN_SEGMENT, head_dim_segments, load_segments, rotate_segments, store_segments
 
 HEADS_PER_PROGRAM = 4
-BLOCK_TOKENS = 32
+NUM_WARPS = 4
+CHANNELS_PER_THREAD = 8  # of x, and as many of both tables; with 16, sm_100 code spills at head dim 128
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_heads", "num_tiles", "num_head_groups"])
+RUNTIME_INTEGERS = [
+    "num_tokens", "num_heads", "num_tiles", "num_head_groups",
+    *(f"{name}_stride_{axis}" for name in ("x", "out") for axis in "bhn"),
+    *(f"{name}_stride_{axis}" for name in ("cos", "sin") for axis in "bn"),
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def rotate_kernel(
     x_ptr, out_ptr, cos_ptr, sin_ptr,
     x_stride_b: tl.int64, x_stride_h: tl.int64, x_stride_n: tl.int64,
@@ -56,13 +64,14 @@ def rotation(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[tor
     row = -(-head_dim // MAX_STRIDE_UNIT) * MAX_STRIDE_UNIT  # rows padded so that each starts aligned
     rotated = torch.empty((batch, heads, tokens, row), dtype=x.dtype, device=x.device)[..., :head_dim]
     unit = stride_unit(x, rotated, cos, sin)
-    tiles, groups = triton.cdiv(tokens, BLOCK_TOKENS), triton.cdiv(heads, HEADS_PER_PROGRAM)
+    block_tokens = NUM_WARPS * 32 * CHANNELS_PER_THREAD // triton.next_power_of_2(max(head_dim, MIN_SEGMENT))
+    tiles, groups = triton.cdiv(tokens, block_tokens), triton.cdiv(heads, HEADS_PER_PROGRAM)
     arguments = {
         "x_ptr": x, "out_ptr": rotated, "cos_ptr": cos, "sin_ptr": sin,
         **stride_arguments("x", x, "bhn", unit), **stride_arguments("out", rotated, "bhn", unit),
         **stride_arguments("cos", cos, "bn", unit), **stride_arguments("sin", sin, "bn", unit),
         "num_tokens": tokens, "num_heads": heads, "num_tiles": tiles, "num_head_groups": groups,
         "HEAD_DIM": head_dim, "SEGMENTS": head_dim_segments(head_dim), "STRIDE_UNIT": unit,
-        "BLOCK_TOKENS": BLOCK_TOKENS, "HEADS_PER_PROGRAM": HEADS_PER_PROGRAM,
+        "BLOCK_TOKENS": block_tokens, "HEADS_PER_PROGRAM": HEADS_PER_PROGRAM,
     }  # fmt: skip
-    return rotated, Launch(rotate_kernel, tiles * groups * batch, arguments, {"num_warps": 4, "num_stages": 1})
+    return rotated, Launch(rotate_kernel, tiles * groups * batch, arguments, {"num_warps": NUM_WARPS, "num_stages": 1})

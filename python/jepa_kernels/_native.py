@@ -76,5 +76,5 @@ def view(tensor: torch.Tensor | None) -> View | None:
     """What the native side knows of a tensor: (address, dtype code, sizes, strides, bytes to the end of its storage)."""
     if tensor is None:
         return None
-    storage_bytes = tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size()
+    storage_bytes = int(tensor.untyped_storage().nbytes() - tensor.storage_offset() * tensor.element_size())
     return (tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tuple(tensor.shape), tensor.stride(), storage_bytes)

@@ -15,7 +15,6 @@ from triton.compiler import ASTSource
 ARCHITECTURES = (80, 86, 90, 100, 120)
 # Bytes of shared memory that one block may use (CUDA C++ programming guide, compute capabilities).
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-POINTER_ALIGNMENT = 16  # bytes; what torch allocations and head views of supported layouts have
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
 
 
@@ -30,14 +29,18 @@ class Resources:
     tensor_core: dict[str, int]  # instruction family (wgmma, tcgen05, mma) -> count in the PTX
 
 
-def compile_case(case, architecture: int):
-    """The compiled kernel of (kernel, signature, constexprs, options) for an architecture such as 90."""
-    kernel, signature, constexprs, options = case
-    aligned = [["tt.divisibility", POINTER_ALIGNMENT]]
-    positions = {name: (kernel.arg_names.index(name),) for name in signature}
-    attributes = {positions[name]: aligned for name, kind in signature.items() if kind.startswith("*")}
-    constants = {positions[name]: value for name, value in constexprs.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+def compile_case(case, architecture: int, **more_options):
+    """The compiled kernel of an AotCase for an architecture such as 90. more_options go to the compiler."""
+    signature = {name: case.signature.get(name, "constexpr") for name in case.kernel.arg_names}
+    positions = {name: (index,) for index, name in enumerate(case.kernel.arg_names)}
+    source = ASTSource(
+        fn=case.kernel,
+        signature=signature,
+        constexprs={positions[name]: value for name, value in case.constants.items()},
+        attrs={positions[name]: [["tt.divisibility", 16]] for name in case.divisible_by_16},
+    )
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages, "maxnreg": case.max_registers}
+    options |= {"enable_fp_fusion": True, **more_options}
     return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
@@ -56,12 +59,3 @@ def resources(compiled) -> Resources:
         shared=usage["SHARED"] + compiled.metadata.shared,
         tensor_core=dict(Counter(family.partition(".")[0] for family in families)),
     )
-
-
-def describe(case) -> str:
-    """Short name of a case: the kernel, its first pointer's dtype, head dim, tile and the optional pointers absent."""
-    kernel, signature, constexprs, options = case
-    dtype = next(kind[1:] for kind in signature.values() if kind.startswith("*"))
-    values = [f"{name.lower()}{value:d}" for name, value in constexprs.items() if isinstance(value, int)]
-    absent = [f"no_{name.removesuffix('_ptr')}" for name, value in constexprs.items() if value is None]
-    return "-".join([kernel.__name__, dtype, *values, *absent, f"warps{options.get('num_warps', 4)}"])

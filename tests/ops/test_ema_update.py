@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jepa_kernels as jk
+from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = (0, 1, 7, 8, 9, 1000, 70_001)

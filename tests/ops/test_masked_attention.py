@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import backend_parameters, instruction_set, instruction_sets
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 import jepa_kernels as jk
+from conftest import backend_parameters, instruction_set, instruction_sets
 from jepa_kernels import backends
 from jepa_kernels.ops import registry
 from jepa_kernels.ops.masked_attention import Extras

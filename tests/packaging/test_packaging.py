@@ -144,7 +144,8 @@ def test_a_required_compiler_that_is_missing_stops_the_install(empty_environment
 def test_sdist_holds_what_a_build_needs(tmp_path):
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT)
     archive = next(tmp_path.glob("*.tar.gz"))
-    names = {name.split("/", 1)[1] for name in tarfile.open(archive).getnames() if "/" in name}
+    with tarfile.open(archive) as opened:
+        names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
     tracked = {str(path.relative_to(ROOT)) for folder in ("csrc", "kernels", "python", "tests") for path in (ROOT / folder).rglob("*.*")}
     expected = {name for name in tracked if name.endswith((".py", ".cpp", ".cu", ".h", ".json"))}
     assert expected | {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt"} <= names

@@ -31,9 +31,9 @@ def patch_embed(
 ) -> Tensor:
     """Embeds the patches of images or clips that `keep` names, straight from uint8 or float pixels.
 
-    Formula: `token = conv(y, weight, stride=patch) + bias + pos_embed[id]` with `y = (x - mean[c]) / std[c]` in the pixels' own unit
-    (0 to 255 for uint8), then `keep`; patches that no mask keeps are neither read nor multiplied. The token id of the patch in
-    frame group t, row r, column c of the patch grid is `t * rows * columns + r * columns + c`.
+    Formula: `token = conv(y, weight, stride=patch) + bias + pos_embed[id]` with `y = (x - mean[c]) / std[c]` in the pixels' own
+    unit (0 to 255 for uint8), then `keep`; patches that no mask keeps are neither read nor multiplied. The token id of the patch
+    in frame group t, row r, column c of the patch grid is `t * rows * columns + r * columns + c`.
 
     Shapes:
         pixels: (B, C, H, W) with weight (D, C, ph, pw), or (B, C, T, H, W) with weight (D, C, pt, ph, pw); any strides, so that
@@ -49,12 +49,12 @@ def patch_embed(
 
     Raises:
         TypeError: an argument is no tensor, or its dtype is not listed above.
-        ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another length
-            than C, a std is 0, or an id lies outside [0, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1; without it
-            an id out of range reads nothing and yields a row of NaN.
+        ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another
+            length than C, a std is 0, or an id lies outside [0, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1;
+            without it an id out of range reads nothing and yields a row of NaN.
 
-    Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of float32),
-        the weight, and R * D tokens; on a CPU also R * K packed values written and read once.
+    Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of
+        float32), the weight, and R * D tokens; on a CPU also R * K packed values written and read once.
 
     Deterministic: yes on cpu and triton, bit for bit, gradients included, also where ids repeat.
 
@@ -65,7 +65,8 @@ def patch_embed(
         >>> frames = torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)  # decoder order
         >>> weight = torch.randn(8, 3, 2, 16, 16)
         >>> keep = torch.tensor([[0, 3, 7]])
-        >>> tokens = jk.patch_embed(frames.permute(0, 4, 1, 2, 3), weight, keep=keep, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])
+        >>> pixels = frames.permute(0, 4, 1, 2, 3)
+        >>> tokens = jk.patch_embed(pixels, weight, keep=keep, mean=[123.7, 116.3, 103.5], std=[58.4, 57.1, 57.4])
         >>> tokens.shape
         torch.Size([1, 3, 8])
     """
@@ -74,9 +75,17 @@ def patch_embed(
     if isinstance(keep, RaggedIds):
         return tokens
     if keep is None:
-        return tokens.unflatten(0, (pixels.shape[0], -1)) if pixels.shape[0] else tokens.new_empty(0, 0, tokens.shape[1])
+        return tokens.view(pixels.shape[0], _token_count(arguments["pixels"], arguments["weight"]), weight.shape[0])
     masks = [keep] if isinstance(keep, Tensor) else keep
-    return tokens.view(len(masks) * masks[0].shape[0], masks[0].shape[1], tokens.shape[1])
+    return tokens.view(len(masks) * masks[0].shape[0], masks[0].shape[1], weight.shape[0])
+
+
+def _token_count(pixels: Tensor, weight: Tensor) -> int:
+    """Patches an element of the batch, of clips."""
+    tokens = 1
+    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
+        tokens *= size // step
+    return tokens
 
 
 def prepare(
@@ -89,7 +98,7 @@ def prepare(
     mean: Channels = None,
     std: Channels = None,
 ) -> dict[str, Any]:
-    """Checks the call and returns the operator's arguments: clips of one frame for images, `keep` as patch indices of the batch."""
+    """Checks the call and returns the operator's arguments: images as clips of one frame, `keep` as indices of patches."""
     _check_pixels(pixels, weight)
     _check_weight(weight, bias, pixels)
     if pixels.ndim == 4:
@@ -98,9 +107,9 @@ def prepare(
     if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-    tokens = 1
-    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
-        tokens *= size // step
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"patch_embed: bias is {bias.dtype}, weight {weight.dtype}; convert one to the other")
+    tokens = _token_count(pixels, weight)
     statistics = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return {
         "pixels": pixels,
@@ -147,9 +156,9 @@ def _check_weight(weight: Tensor, bias: Tensor | None, pixels: Tensor) -> None:
         return
     _check_tensor("bias", bias, _FLOATS, pixels)
     if bias.shape != weight.shape[:1]:
-        raise ValueError(f"patch_embed: bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) as weight has {weight.shape[0]} rows")
-    if bias.dtype != weight.dtype:
-        raise TypeError(f"patch_embed: bias is {bias.dtype}, weight {weight.dtype}; convert one to the other")
+        raise ValueError(
+            f"patch_embed: bias has shape {tuple(bias.shape)}; expected ({weight.shape[0]},) as weight has {weight.shape[0]} rows"
+        )
 
 
 def _positions(pos_embed: Tensor | None, pixels: Tensor, tokens: int, width: int) -> Tensor | None:
@@ -158,8 +167,8 @@ def _positions(pos_embed: Tensor | None, pixels: Tensor, tokens: int, width: int
     _check_tensor("pos_embed", pos_embed, _FLOATS, pixels)
     if pos_embed.shape not in ((tokens, width), (1, tokens, width)):
         raise ValueError(
-            f"patch_embed: pos_embed has shape {tuple(pos_embed.shape)}; expected ({tokens}, {width}) or (1, {tokens}, {width}): one "
-            "row for each patch of these pixels"
+            f"patch_embed: pos_embed has shape {tuple(pos_embed.shape)}; expected ({tokens}, {width}) or (1, {tokens}, {width}): "
+            "one row for each patch of these pixels"
         )
     return pos_embed.reshape(tokens, width)
 
@@ -229,11 +238,13 @@ def _stacked(keep: Tensor | Sequence[Tensor], pixels: Tensor) -> Tensor:
         name = "keep" if isinstance(keep, Tensor) else f"keep[{index}]"
         _check_tensor(name, ids, (torch.int64,), pixels)
         if ids.ndim != 2 or ids.shape[0] != pixels.shape[0]:
-            raise ValueError(f"patch_embed: {name} has shape {tuple(ids.shape)}; expected ({pixels.shape[0]}, K), one row an element")
+            raise ValueError(
+                f"patch_embed: {name} has shape {tuple(ids.shape)}; expected ({pixels.shape[0]}, K), one row an element"
+            )
         if ids.shape != masks[0].shape:
             raise ValueError(
-                f"patch_embed: {name} has shape {tuple(ids.shape)}, keep[0] {tuple(masks[0].shape)}; give all masks of a list one "
-                "length, or pass RaggedIds"
+                f"patch_embed: {name} has shape {tuple(ids.shape)}, keep[0] {tuple(masks[0].shape)}; give all masks of a list "
+                "one length, or pass RaggedIds"
             )
     return torch.stack(masks) if len(masks) > 1 else masks[0].unsqueeze(0)
 

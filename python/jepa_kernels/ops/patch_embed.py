@@ -1,15 +1,17 @@
 """The operator `patch_embed`: schema, fake, autograd and backends.
 
-Pixels are always (B, C, T, H, W), with T = 1 and a weight of pt = 1 for images; `rows` are indices into the B * N patches of the batch,
-in the order of the result, below 0 for an id that was out of range; None stands for all patches.
+Pixels are always (B, C, T, H, W), with T = 1 and a weight of pt = 1 for images; `rows` are indices into the B * N patches of the
+batch, in the order of the result, below 0 for an id that was out of range; None stands for all patches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _native, backends
@@ -19,37 +21,41 @@ from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, pos_embed, pixels; empty where not needed
-# Rows that the CPU path packs and multiplies at a time: 24 MiB of bf16 for a tubelet of 2 x 16 x 16, so that a whole batch is never
-# unfolded in memory. Smaller blocks, down to the L2 cache, measured slower: each product prepares the weight anew.
+# Rows that the CPU path packs and multiplies at a time: 24 MiB of bf16 for a tubelet of 2 x 16 x 16, so that a whole batch is
+# never unfolded in memory. Smaller blocks, down to the L2 cache, measured no faster: each product prepares the weight anew.
 _CPU_ROWS = 8192
+# torch sends a 1 x 1 convolution to oneDNN from this batch size on, whatever the number of threads; see `_product`.
+_CPU_IMAGES = 16
 
 
 def _tokens(pixels: Tensor, weight: Tensor) -> int:
     """Patches an element of the batch."""
-    count = 1
-    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
-        count *= size // step
-    return count
+    return math.prod(size // step for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True))
 
 
 def _result_dtype(weight: Tensor, pos_embed: Tensor | None) -> torch.dtype:
     return weight.dtype if pos_embed is None else torch.promote_types(weight.dtype, pos_embed.dtype)
 
 
-def _supports_reference(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_reference(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:
     return None
 
 
-def _supports_cpu(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_cpu(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:
     if pixels.device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {pixels.device}"
     return _native.why_no_cpu()
 
 
-def _supports_triton(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:  # type: ignore[no-untyped-def]
+def _supports_triton(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:
     dtypes = {tensor.dtype for tensor in (pixels, weight, pos_embed) if tensor is not None}
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference or cpu backend"
+    reach = sum(
+        (size - 1) * stride for size, stride in zip((pixels.shape[1], *weight.shape[2:]), pixels.stride()[1:], strict=True)
+    )
+    if max(reach, _tokens(pixels, weight) * weight.shape[0]) >= 2**31:
+        return "the triton kernel counts pixels inside a patch, and pos_embed, in 32 bits"
     return backends.why_no_triton(pixels.device, tuple(dtypes))
 
 
@@ -58,7 +64,9 @@ def _product_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-def _pack(pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean: Tensor | None, std: Tensor | None, out: Tensor) -> None:
+def _pack(
+    pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean: Tensor | None, std: Tensor | None, out: Tensor
+) -> None:
     """Writes the normalised pixels of `len(out)` patches, beginning at place `first` of `rows`, as rows of `out`."""
     _native.cpu().pack_patches(
         _native.view(pixels.detach()),
@@ -72,23 +80,38 @@ def _pack(pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean:
     )
 
 
-def _cpu_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:  # type: ignore[no-untyped-def]
+def _cpu_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:
     dtype = _product_dtype(weight.dtype)
-    matrix = weight.to(dtype).reshape(weight.shape[0], -1).t()  # [K, D]
+    matrix = weight.to(dtype).reshape(weight.shape[0], -1)  # [D, K]
     bias = None if bias is None else bias.to(dtype)
     tokens = _tokens(pixels, weight)
     count = pixels.shape[0] * tokens if rows is None else rows.shape[0]
-    packed = pixels.new_empty((min(count, _CPU_ROWS), matrix.shape[0]), dtype=dtype)
-    result = pixels.new_empty((count, matrix.shape[1]), dtype=dtype)
+    packed = pixels.new_empty((_padded(min(count, _CPU_ROWS)), matrix.shape[1]), dtype=dtype)
+    parts = []
     for first in range(0, count, _CPU_ROWS):
-        out = result[first : first + _CPU_ROWS]
-        block = packed[: len(out)]
-        _pack(pixels, weight, rows, first, mean, std, block)
-        if bias is None:
-            torch.mm(block, matrix, out=out)
-        else:
-            torch.addmm(bias, block, matrix, out=out)
+        kept = min(count - first, _CPU_ROWS)
+        _pack(pixels, weight, rows, first, mean, std, packed[:kept])
+        packed[kept:].zero_()
+        parts.append(_product(packed[: _padded(kept)], matrix, bias)[:kept])
+    result = parts[0] if len(parts) == 1 else torch.cat([packed.new_empty(0, len(matrix)), *parts])
     return _add_positions(result.to(weight.dtype), rows, pos_embed, tokens)
+
+
+def _padded(count: int) -> int:
+    return -(-count // _CPU_IMAGES) * _CPU_IMAGES
+
+
+def _product(packed: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """packed [R, K] @ matrix [D, K]^T + bias.
+
+    In float32 as a 1 x 1 convolution over images of one column: torch gives that to oneDNN, a float32 linear to MKL, which on the
+    AVX-512 processors of other makers than its own reaches half the speed.
+    """
+    if packed.dtype != torch.float32 or not torch.backends.mkldnn.is_available():
+        return F.linear(packed, matrix, bias)
+    images = packed.view(_CPU_IMAGES, -1, 1, packed.shape[1]).permute(0, 3, 1, 2)  # [16, K, R / 16, 1]
+    out = F.conv2d(images, matrix[:, :, None, None], bias)  # channels last, as its input
+    return out.permute(0, 2, 3, 1).reshape(packed.shape[0], -1)
 
 
 def _add_positions(result: Tensor, rows: Tensor | None, pos_embed: Tensor | None, tokens: int) -> Tensor:
@@ -96,16 +119,20 @@ def _add_positions(result: Tensor, rows: Tensor | None, pos_embed: Tensor | None
         return result.to(_result_dtype(result, pos_embed))
     if rows is None:
         by_element = result.unflatten(0, (-1, tokens))
-        return (by_element + pos_embed).flatten(0, 1) if result.dtype != pos_embed.dtype else by_element.add_(pos_embed).flatten(0, 1)
+        return (
+            (by_element + pos_embed).flatten(0, 1)
+            if result.dtype != pos_embed.dtype
+            else by_element.add_(pos_embed).flatten(0, 1)
+        )
     return result + pos_embed.index_select(0, rows % tokens)
 
 
-def _cpu_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:  # type: ignore[no-untyped-def]
+def _cpu_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:
     dtype = _product_dtype(weight.dtype)
     exact = torch.float64 if dtype == torch.float64 else torch.float32
     dy = grad.to(weight.dtype)  # [R, D]
     tokens = _tokens(pixels, weight)
-    grad_weight = grad_bias = grad_pos = grad_pixels = grad.new_empty(0)
+    grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = _cpu_weight_gradient(dy.to(dtype), pixels, weight, rows, mean, std)
     if needs[1]:
@@ -126,8 +153,8 @@ def _cpu_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gr
     return grad_weight, grad_bias, grad_pos, grad_pixels
 
 
-def _cpu_weight_gradient(dy, pixels, weight, rows, mean, std) -> Tensor:  # type: ignore[no-untyped-def]
-    """dY^T X over the kept rows. X is packed again: a thirtieth of the product's time, and nothing but the pixels is kept for it."""
+def _cpu_weight_gradient(dy, pixels, weight, rows, mean, std) -> Tensor:
+    """dY^T X over the kept rows. X is packed again: a thirtieth of the product's time, and only the pixels are kept for it."""
     size = weight[0].numel()
     packed = pixels.new_empty((min(len(dy), _CPU_ROWS), size), dtype=dy.dtype)
     if len(dy) <= _CPU_ROWS:
@@ -150,7 +177,7 @@ def _position_gradient(grad: Tensor, rows: Tensor | None, tokens: int) -> Tensor
     return grad.new_zeros(tokens, grad.shape[1]).index_add_(0, rows % max(tokens, 1), grad)
 
 
-def _triton_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:  # type: ignore[no-untyped-def]
+def _triton_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:
     from ..kernels import patch_embed as kernel
 
     count = pixels.shape[0] * _tokens(pixels, weight) if rows is None else rows.shape[0]
@@ -163,13 +190,13 @@ def _rows_contiguous(matrix: Tensor | None) -> Tensor | None:
     return None if matrix is None else matrix.contiguous()
 
 
-def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:  # type: ignore[no-untyped-def]
+def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:
     from ..kernels import patch_embed as kernel
 
     tokens = _tokens(pixels, weight)
     grad = grad.contiguous()
     dy = grad.to(weight.dtype)  # [R, D]
-    grad_weight = grad_bias = grad_pos = grad_pixels = grad.new_empty(0)
+    grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
         kernel.backward_weight(dy, pixels, rows, mean, std, grad_weight)
@@ -206,7 +233,7 @@ OPERATOR = register(
 
 
 def _check_rows(rows: Tensor | None) -> None:
-    """Under torch.compile `functional` sees no values, so the last look at the ids is here."""
+    """Under torch.compile `functional` sees no values: the last look at the ids is here."""
     if rows is not None and rows.device.type == "cpu" and bool((rows < 0).any()):
         raise ValueError(f"patch_embed: kept id {int((rows < 0).nonzero()[0])}, counted over all of keep, is out of range")
 
@@ -262,12 +289,13 @@ def _fake_backward(
     pos_dtype: torch.dtype,
     needs: Sequence[bool],
 ) -> Gradients:
-    absent = grad.new_empty(0)
     return (
-        weight.new_empty(weight.shape) if needs[0] else absent,
-        weight.new_empty(weight.shape[:1]) if needs[1] else absent,
-        grad.new_empty((_tokens(pixels, weight), weight.shape[0]), dtype=pos_dtype) if needs[2] else absent,
-        torch.empty_like(pixels) if needs[3] else absent,
+        weight.new_empty(weight.shape) if needs[0] else grad.new_empty(0),
+        weight.new_empty(weight.shape[0]) if needs[1] else grad.new_empty(0),
+        grad.new_empty(
+            (_tokens(pixels, weight), weight.shape[0]) if needs[2] else 0, dtype=pos_dtype if needs[2] else grad.dtype
+        ),
+        torch.empty_like(pixels) if needs[3] else grad.new_empty(0),
     )
 
 
@@ -292,14 +320,15 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
 
 
 _patch_embed_backward = define(
-    "patch_embed_backward(Tensor grad, Tensor pixels, Tensor weight, Tensor? rows, Tensor? mean, Tensor? std, ScalarType pos_dtype, "
-    "bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    "patch_embed_backward(Tensor grad, Tensor pixels, Tensor weight, Tensor? rows, Tensor? mean, Tensor? std, "
+    "ScalarType pos_dtype, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
     backward=_no_second_derivative,
 )
 patch_embed = define(
-    "patch_embed(Tensor pixels, Tensor weight, Tensor? bias, Tensor? rows, Tensor? pos_embed, Tensor? mean, Tensor? std) -> Tensor",
+    "patch_embed(Tensor pixels, Tensor weight, Tensor? bias, Tensor? rows, Tensor? pos_embed, Tensor? mean, "
+    "Tensor? std) -> Tensor",
     _forward,
     _fake_forward,
     backward=_autograd,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -77,7 +78,7 @@ def embed_rows(
     mean: Tensor | None,
     std: Tensor | None,
 ) -> Tensor:
-    """The operator `patch_embed`: tokens of the patches `rows` (indices into B * N), all of them for None; NaN for a row below 0."""
+    """The operator `patch_embed`: tokens of the patches `rows` (indices into B * N), None for all; NaN for a row below 0."""
     tokens = patch_embed(pixels, weight, bias, pos_embed=pos_embed, mean=mean, std=std).flatten(0, 1)
     if rows is None:
         return tokens
@@ -97,13 +98,12 @@ def embed_rows_backward(
     """Gradients of `embed_rows` for weight, bias, pos_embed and pixels; those that are not needed come back empty."""
     exact = torch.float64 if weight.dtype == torch.float64 else torch.float32
     patches = unfold(normalise(pixels, mean, std, weight.dtype), weight.shape[2:])  # [B * N, K]
-    tokens = patches.shape[0] // max(pixels.shape[0], 1)
+    tokens = math.prod(size // step for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True))
     if rows is None:
         rows = torch.arange(patches.shape[0], device=grad.device)
     grad, rows = grad[rows >= 0], rows[rows >= 0]
     dy = grad.to(weight.dtype)  # [R, D]
-    absent = grad.new_empty(0)
-    grad_weight = grad_bias = grad_pos = grad_pixels = absent
+    grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = (dy.t() @ patches.index_select(0, rows)).view(weight.shape)
     if needs[1]:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jepa_kernels as jk
+from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 
 KINDS = (
     {},

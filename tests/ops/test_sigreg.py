@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jepa_kernels as jk
+from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
 from jepa_kernels.ops import sigreg as operator
 
 

@@ -180,7 +180,8 @@ def _statistic(sums: Tensor, count: Tensor | int, num_points: int, t_max: float)
     phi, weights = _quadrature(num_points, t_max, sums_dtype(sums), sums.device)
     means = sums / count
     error = (means[:, 0] - phi.unsqueeze(1)).square() + means[:, 1].square()  # [V, T, K]
-    return (weights @ error).mean() * count
+    # A sum and not a matrix product, which autocast would round.
+    return (weights.unsqueeze(1) * error).sum(1).mean() * count
 
 
 def _quadrature(num_points: int, t_max: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

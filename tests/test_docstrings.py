@@ -28,7 +28,9 @@ def test_examples(name, tmp_path, monkeypatch):
 
 
 def test_the_public_functions_have_examples():
-    for name in ("patch_embed", "masked_attention", "ema_update_", "backend", "explain"):
+    for name in (
+        "patch_embed", "masked_attention", "ema_update_", "jepa_loss", "sigreg", "vicreg_loss", "backend", "explain",
+    ):
         assert ">>>" in (getattr(jk, name).__doc__ or ""), name
 
 

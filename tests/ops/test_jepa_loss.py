@@ -66,7 +66,7 @@ def official(pred, target, ids, loss_exp=1.0):
 def assert_close(got, want, rtol=1e-6):
     """Relative to the largest value: small entries of a gradient carry the rounding of the difference."""
     scale = max(float(want.detach().abs().max()), 1e-30)
-    assert float((got.double() - want).abs().max()) <= rtol * scale
+    assert float((got.detach().double() - want.detach()).abs().max()) <= rtol * scale
 
 
 @pytest.mark.parametrize("options", KINDS)

@@ -88,8 +88,8 @@ def test_points(place, points, t_max):
 def test_collapse_costs_and_a_normal_does_not(place):
     normal = torch.randn(2000, 8, device=place[0], requires_grad=True)
     point = torch.zeros(2000, 8, device=place[0], requires_grad=True)
-    assert float(run(place, normal, seed=0)[0].detach()) < 2
-    loss, gradient = run(place, point, seed=0)
+    assert float(run(place, normal, seed=0, num_slices=128)[0].detach()) < 2
+    loss, gradient = run(place, point, seed=0, num_slices=128)
     assert float(loss.detach()) > 500 and torch.all(gradient == 0)
 
 

@@ -1,7 +1,7 @@
 """Builds the native modules with CMake and lists the packages; everything else is in pyproject.toml.
 
-JEPA_KERNELS_BUILD_CPU and JEPA_KERNELS_BUILD_CUDA are `on` (fail without a compiler), `off`, or `auto` (the default: build what the
-machine has the compiler for, and say what was left out). JEPA_KERNELS_CUDA_ARCHITECTURES narrows the GPUs built for.
+JEPA_KERNELS_BUILD_CPU and JEPA_KERNELS_BUILD_CUDA are `on` (fail without a compiler), `off`, or `auto` (the default: build what
+the machine has the compiler for, and say what was left out). JEPA_KERNELS_CUDA_ARCHITECTURES narrows the GPUs built for.
 """
 
 from __future__ import annotations

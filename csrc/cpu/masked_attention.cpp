@@ -120,7 +120,24 @@ void sort_longest_first(Problems& problems) {
   });
 }
 
-void forward_whole_heads(const AttentionKernels& kernels, const Problems& problems, int num_threads) {
+void prefetch_rows(const Rows& rows, int64_t begin, int64_t end, int64_t row_bytes, int64_t item) {
+  for (int64_t row = begin; row < end; ++row)
+    for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(rows.data + row * rows.stride * item + byte, 0, 2);
+}
+
+// Asks for one part of a head's rows. With heads inside tokens, a row's lines come one by one from far away: a thread spreads these
+// requests over the work on the head before.
+void prefetch_head(const AttentionProblem& p, DType dtype, int64_t part, int64_t parts, bool backward) {
+  const int64_t item = item_size(dtype), row_bytes = p.dim * item;
+  const int64_t key_begin = p.keys * part / parts, key_end = p.keys * (part + 1) / parts;
+  const int64_t query_begin = p.queries * part / parts, query_end = p.queries * (part + 1) / parts;
+  for (const Rows& rows : {p.k, p.v}) prefetch_rows(rows, key_begin, key_end, row_bytes, item);
+  prefetch_rows(p.q, query_begin, query_end, row_bytes, item);
+  if (!backward) return;
+  for (const Rows& rows : {p.dout, p.out}) prefetch_rows(rows, query_begin, query_end, row_bytes, item);
+}
+
+void forward_whole_heads(const AttentionKernels& kernels, const Problems& problems, DType dtype, int num_threads) {
   const int64_t packed_bytes = largest(problems, kernels.forward_packed_bytes);
   const int64_t stride = packed_bytes + largest(problems, kernels.forward_scratch_bytes);
   const Buffer buffer = allocate(stride * num_threads);
@@ -128,7 +145,11 @@ void forward_whole_heads(const AttentionKernels& kernels, const Problems& proble
     const AttentionProblem& p = problems[static_cast<size_t>(i)];
     char* packed = buffer.get() + worker * stride;
     kernels.forward_pack(p, packed, 0, p.keys);
-    for (int64_t block = 0; block < kernels.query_blocks(p); ++block) kernels.forward_block(p, packed, block, packed + packed_bytes);
+    const int64_t blocks = kernels.query_blocks(p), next = i + num_threads;
+    for (int64_t block = 0; block < blocks; ++block) {
+      if (next < static_cast<int64_t>(problems.size())) prefetch_head(problems[static_cast<size_t>(next)], dtype, block, blocks, false);
+      kernels.forward_block(p, packed, block, packed + packed_bytes);
+    }
   });
 }
 
@@ -162,14 +183,20 @@ struct KeySplit {
   int64_t begin(const AttentionProblem& p, int64_t split) const { return std::min(p.keys, blocks * split / count * kKeyBlock); }
 };
 
+// `before_block(key)` is called before each block of keys.
+template <typename BeforeBlock>
 void backward_split(const AttentionKernels& kernels, const AttentionProblem& p, const KeySplit& keys, int64_t split, const char* packed,
-                    char* query_gradients, char* scratch) {
+                    char* query_gradients, char* scratch, const BeforeBlock& before_block) {
   char* own = query_gradients + split * kernels.query_gradient_bytes(p);
   std::memset(own, 0, static_cast<size_t>(kernels.query_gradient_bytes(p)));
-  kernels.backward_keys(p, packed, keys.begin(p, split), keys.begin(p, split + 1), own, scratch);
+  const int64_t end = keys.begin(p, split + 1);
+  for (int64_t key = keys.begin(p, split); key < end; key += kKeyBlock) {
+    before_block(key);
+    kernels.backward_keys(p, packed, key, std::min(end, key + kKeyBlock), own, scratch);
+  }
 }
 
-void backward_whole_heads(const AttentionKernels& kernels, const Problems& problems, int num_threads) {
+void backward_whole_heads(const AttentionKernels& kernels, const Problems& problems, DType dtype, int num_threads) {
   const auto gradient_bytes = [&](const AttentionProblem& p) { return KeySplit(p, problems.size()).count * kernels.query_gradient_bytes(p); };
   const int64_t packed_bytes = largest(problems, kernels.backward_packed_bytes);
   const int64_t gradients = packed_bytes + largest(problems, kernels.backward_scratch_bytes);
@@ -183,7 +210,13 @@ void backward_whole_heads(const AttentionKernels& kernels, const Problems& probl
     const int64_t blocks = kernels.query_blocks(p);
     for (int64_t block = 0; block < blocks; ++block) kernels.backward_pack_queries(p, packed, block, scratch);
     const KeySplit keys(p, problems.size());
-    for (int64_t split = 0; split < keys.count; ++split) backward_split(kernels, p, keys, split, packed, query_gradients, scratch);
+    const int64_t next = i + num_threads;
+    const auto prefetch = [&](int64_t key) {
+      if (next >= static_cast<int64_t>(problems.size())) return;
+      prefetch_head(problems[static_cast<size_t>(next)], dtype, key / kKeyBlock, keys.blocks, true);
+    };
+    for (int64_t split = 0; split < keys.count; ++split)
+      backward_split(kernels, p, keys, split, packed, query_gradients, scratch, prefetch);
     for (int64_t block = 0; block < blocks; ++block)
       kernels.backward_finish(p, query_gradients, static_cast<int>(keys.count), block, scratch);
   });
@@ -212,7 +245,8 @@ void backward_shared_heads(const AttentionKernels& kernels, const Problems& prob
   });
   run(items(problems, [&](const AttentionProblem& p) { return split_of(p).count; }),
       [&](const Item& item, const AttentionProblem& p, char* own) {
-        backward_split(kernels, p, split_of(p), item.part, packed_of(item.problem), query_gradients.get() + gradients_at[item.problem], own);
+        backward_split(kernels, p, split_of(p), item.part, packed_of(item.problem), query_gradients.get() + gradients_at[item.problem], own,
+                       [](int64_t) {});
       });
   run(items(problems, kernels.query_blocks), [&](const Item& item, const AttentionProblem& p, char* own) {
     kernels.backward_finish(p, query_gradients.get() + gradients_at[item.problem], static_cast<int>(split_of(p).count), item.part, own);
@@ -237,7 +271,7 @@ void masked_attention_forward_cpu(const TensorView& q, const TensorView& k, cons
   sort_longest_first(problems);
   const AttentionKernels kernels = kernels_for(q.dtype);
   if (use_whole_heads(problems, options.num_threads))
-    forward_whole_heads(kernels, problems, options.num_threads);
+    forward_whole_heads(kernels, problems, q.dtype, options.num_threads);
   else
     forward_shared_heads(kernels, problems, options.num_threads);
 }
@@ -253,7 +287,7 @@ void masked_attention_backward_cpu(const TensorView& dout, const TensorView& q, 
   sort_longest_first(problems);
   const AttentionKernels kernels = kernels_for(q.dtype);
   if (use_whole_heads(problems, options.num_threads))
-    backward_whole_heads(kernels, problems, options.num_threads);
+    backward_whole_heads(kernels, problems, q.dtype, options.num_threads);
   else
     backward_shared_heads(kernels, problems, options.num_threads);
 }

@@ -1,7 +1,7 @@
 """Which implementation of an operator runs, and why.
 
-Order of precedence: `with backend("triton"):`, then the environment (`JEPA_KERNELS_BACKEND_<OPERATOR>`, `JEPA_KERNELS_BACKEND`), then
-automatic. A forced backend runs or raises; automatic takes the first that supports the call and logs once what it passed over.
+Order of precedence: `with backend("triton"):`, then the environment (`JEPA_KERNELS_BACKEND_<OPERATOR>`, `JEPA_KERNELS_BACKEND`),
+then automatic. A forced backend runs or raises; automatic takes the first that supports the call and logs once what it passed over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BackendError(RuntimeError):
 
 @contextlib.contextmanager
 def backend(name: str | None) -> Iterator[None]:
-    """Forces one backend for every operator called inside; `None` restores the automatic choice.
+    """Forces one backend for every operator called inside; `None` lifts what an outer `with` forces.
 
     Raises:
         ValueError: the name is not one of `reference`, `cpu`, `triton`, `cuda`.
@@ -76,6 +76,11 @@ def forced(operator_name: str) -> str | None:
 def forced_by_context() -> str | None:
     """What `with backend(...)` forces here. A backward pass re-enters it, as autograd may run outside the `with` block."""
     return _context.get()
+
+
+def reentered(name: str | None) -> contextlib.AbstractContextManager[None]:
+    """For a backward pass: what was forced around its forward, or, where nothing was, whatever holds now."""
+    return contextlib.nullcontext() if name is None else backend(name)
 
 
 @functools.cache

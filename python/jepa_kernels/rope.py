@@ -144,7 +144,7 @@ class Rope3D:
             tables = self._build(head_dim, dtype)
             if type(tables.k_cos) is torch.Tensor:  # not the fake tensors of a tracer
                 for stale in [key for key in self._cache if key[2] != versions]:
-                    del self._cache[stale]
+                    self._cache.pop(stale, None)  # another thread may have been here
                 self._cache[head_dim, dtype, versions] = tables
         return tables
 

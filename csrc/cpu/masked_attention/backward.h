@@ -16,7 +16,7 @@ struct BackwardPacked {
   E* key_panels;            // pairs of keys, for dq
   E *queries, *gradients;   // a query block each: [unit][lane]
   E *query_pairs, *gradient_pairs;  // [query / kPack][channel] units, for dk and dv
-  float *lse_log2, *delta;  // a query each
+  float *lse, *delta;  // a query each
 
   int64_t bytes;
   BackwardPacked(const Layout<A>& layout, char* base) {
@@ -29,7 +29,7 @@ struct BackwardPacked {
     gradients = bump.take<E>(query_rows * layout.unit_stride * A::kPack);
     query_pairs = bump.take<E>(query_rows * layout.lane_dim);
     gradient_pairs = bump.take<E>(query_rows * layout.lane_dim);
-    lse_log2 = bump.take<float>(query_rows);
+    lse = bump.take<float>(query_rows);
     delta = bump.take<float>(query_rows);
     bytes = bump.used();
   }
@@ -44,6 +44,7 @@ struct BackwardScratch {
   E* score_gradients;    // [key][query]
   E* score_gradient_pairs;  // [key / kPack][query] units
   float* tile;           // one tile of probabilities
+  float* partial;
   float *key_gradient, *value_gradient;  // [key][channel]
   float* transposed;
   uint32_t* visible;
@@ -58,6 +59,7 @@ struct BackwardScratch {
     score_gradients = bump.take<E>(kKeyBlock * kWidth);
     score_gradient_pairs = bump.take<E>(kKeyBlock * kWidth);
     tile = bump.take<float>(kTileKeys * kWidth);
+    partial = bump.take<float>(kTileKeys * kWidth);
     key_gradient = bump.take<float>(kKeyBlock * layout.lane_dim);
     value_gradient = bump.take<float>(kKeyBlock * layout.lane_dim);
     transposed = bump.take<float>(A::kLanes * layout.lane_dim);
@@ -83,6 +85,8 @@ void backward_pack_keys(const AttentionProblem& p, char* packed_base, int64_t ke
   for (int64_t first = key_begin; first < key_end; first += 8) {
     for (int64_t r = 0; r < 8; ++r) {
       const int64_t key = first + r;
+      prefetch_row<T>(p.k, key + kPrefetchRows, key_end, p.dim);
+      prefetch_row<T>(p.v, key + kPrefetchRows, key_end, p.dim);
       auto* row = scratch.rows + r * stride;
       if (key < p.keys) {
         pack_row<A, T>(p.k, key_rotation(p), key, p.dim, row);
@@ -103,6 +107,7 @@ void pack_query_side(const AttentionProblem& p, const Layout<A>& layout, const R
                      int64_t width, typename A::Element* rows, typename A::Element* transposed, typename A::Element* pairs) {
   const int64_t stride = BackwardScratch<A>::row_stride(layout);
   for (int64_t r = 0; r < A::kLanes; ++r) {
+    prefetch_row<T>(source, first + r + kPrefetchRows, p.queries, p.dim);
     if (first + r < p.queries)
       pack_row<A, T>(source, rotation, first + r, p.dim, rows + r * stride);
     else
@@ -139,7 +144,7 @@ void backward_pack_queries(const AttentionProblem& p, char* packed_base, int64_t
         for (int c = 0; c < p.dim; ++c) delta += to_float(dout[c]) * to_float(out[c]);
       }
     }
-    packed.lse_log2[query] = lse == -INFINITY ? INFINITY : lse * kLog2E;
+    packed.lse[query] = lse == -INFINITY ? INFINITY : lse * A::kLogBase;
     packed.delta[query] = delta;
   }
 }
@@ -155,7 +160,7 @@ struct BackwardTile {
   const BackwardPacked<A>& packed;
   const BackwardScratch<A>& scratch;
   int64_t first_query;
-  float scale_log2;
+  float scale;  // in the unit of A::exponential
 
   const E* queries() const { return packed.queries + first_query * layout.unit_stride * A::kPack; }
   const E* gradients() const { return packed.gradients + first_query * layout.unit_stride * A::kPack; }
@@ -180,22 +185,21 @@ struct BackwardTile {
   template <bool Masked>
   [[gnu::noinline]] void compute(int64_t key, int64_t row, int64_t part) {
     Vec sum[A::kRows][Vectors];
-    clear_tile<A, Vectors>(sum);
-    accumulate<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, A::kPack, queries(), kWidth * A::kPack, layout.units);
-    const Vec factor = A::set(scale_log2);
+    dot_tile<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, queries(), layout.units, scratch.partial);
+    const Vec factor = A::set(scale);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
-      const Vec shift = A::zero() - A::load(packed.lse_log2 + first_query + v * A::kLanes);
+      const Vec shift = A::zero() - A::load(packed.lse + first_query + v * A::kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < A::kRows; ++r) {
-        Vec x = A::exp2(A::fma(sum[r][v], factor, shift));
+        // In float32 the product is rounded as forward rounded the reference, so that a lone key's probability is exactly 1.
+        Vec x = A::exponential(A::kPack == 1 ? sum[r][v] * factor + shift : A::fma(sum[r][v], factor, shift));
         if constexpr (Masked) x = A::keep(visible(part + r, v), x);
         A::store(scratch.tile + r * kWidth + v * A::kLanes, x);
         A::store_elements(scratch.probabilities + (row + r) * kWidth + v * A::kLanes, x);
       }
     }
-    clear_tile<A, Vectors>(sum);
-    accumulate<A, Vectors>(sum, packed.values + key * p.dim, p.dim, A::kPack, gradients(), kWidth * A::kPack, layout.units);
+    dot_tile<A, Vectors>(sum, packed.values + key * p.dim, p.dim, gradients(), layout.units, scratch.partial);
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) {
       const Vec delta = A::load(packed.delta + first_query + v * A::kLanes);
@@ -248,12 +252,12 @@ void backward_tile_block(const AttentionProblem& p, const Layout<A>& layout, con
   bool some = false;
   for (int64_t t = 0; t < tiles; ++t) some = some || scratch.tiles[t] != Tile::kEmpty;
   if (!some) return;
-  BackwardTile<A, Vectors> tile{p, layout, packed, scratch, first_query, p.scale * kLog2E};
+  BackwardTile<A, Vectors> tile{p, layout, packed, scratch, first_query, p.scale * A::kLogBase};
   for (int64_t t = 0; t < tiles; ++t) tile.run(key_begin + t * kTileKeys, t * kTileKeys, scratch.tiles[t]);
   tile.multiply(key_begin, key_end - key_begin, query_gradient);
 }
 
-// Writes dk and dv of keys [key_begin, key_end) and adds their part to the transposed dq.
+// Writes dk and dv of keys [key_begin, key_end), at most a block, and adds their part to the transposed dq.
 template <class A, typename T>
 void backward_keys(const AttentionProblem& p, const char* packed_base, int64_t key_begin, int64_t key_end, char* query_gradient_base,
                    char* scratch_base) {
@@ -261,28 +265,26 @@ void backward_keys(const AttentionProblem& p, const char* packed_base, int64_t k
   const BackwardPacked<A> packed(layout, const_cast<char*>(packed_base));
   const BackwardScratch<A> scratch(layout, scratch_base);
   float* query_gradient = reinterpret_cast<float*>(query_gradient_base);
-  for (int64_t begin = key_begin; begin < key_end; begin += kKeyBlock) {
-    const int64_t end = round_up(smaller(begin + kKeyBlock, key_end), kTileKeys);
-    clear(scratch.key_gradient, kKeyBlock * layout.lane_dim);
-    clear(scratch.value_gradient, kKeyBlock * layout.lane_dim);
-    for (int64_t index = 0; index < query_block_count(layout.vectors); ++index) {
-      const QueryBlock block = query_block(layout.vectors, index);
-      const int64_t first = block.first_vector * A::kLanes;
-      float* accumulator = query_gradient + first * layout.lane_dim;
-      if (block.vectors == 3)
-        backward_tile_block<A, 3>(p, layout, packed, scratch, first, begin, end, accumulator);
-      else if (block.vectors == 2)
-        backward_tile_block<A, 2>(p, layout, packed, scratch, first, begin, end, accumulator);
-      else
-        backward_tile_block<A, 1>(p, layout, packed, scratch, first, begin, end, accumulator);
-    }
-    for (int64_t key = begin; key < smaller(end, p.keys); ++key) {
-      float* row = scratch.key_gradient + (key - begin) * layout.lane_dim;
-      for (int c = 0; c < p.dim; ++c) row[c] *= p.scale;
-      if (p.k_cos != nullptr) rotate_back(row, p.k_cos + key * p.k_cos_stride, p.k_sin + key * p.k_sin_stride, p.dim);
-      write_row<T>(row, p.dk, key, p.dim);
-      write_row<T>(scratch.value_gradient + (key - begin) * layout.lane_dim, p.dv, key, p.dim);
-    }
+  const int64_t end = round_up(key_end, kTileKeys);
+  clear(scratch.key_gradient, kKeyBlock * layout.lane_dim);
+  clear(scratch.value_gradient, kKeyBlock * layout.lane_dim);
+  for (int64_t index = 0; index < query_block_count(layout.vectors); ++index) {
+    const QueryBlock block = query_block(layout.vectors, index);
+    const int64_t first = block.first_vector * A::kLanes;
+    float* accumulator = query_gradient + first * layout.lane_dim;
+    if (block.vectors == 3)
+      backward_tile_block<A, 3>(p, layout, packed, scratch, first, key_begin, end, accumulator);
+    else if (block.vectors == 2)
+      backward_tile_block<A, 2>(p, layout, packed, scratch, first, key_begin, end, accumulator);
+    else
+      backward_tile_block<A, 1>(p, layout, packed, scratch, first, key_begin, end, accumulator);
+  }
+  for (int64_t key = key_begin; key < key_end; ++key) {
+    float* row = scratch.key_gradient + (key - key_begin) * layout.lane_dim;
+    for (int c = 0; c < p.dim; ++c) row[c] *= p.scale;
+    if (p.k_cos != nullptr) rotate_back(row, p.k_cos + key * p.k_cos_stride, p.k_sin + key * p.k_sin_stride, p.dim);
+    write_row<T>(row, p.dk, key, p.dim);
+    write_row<T>(scratch.value_gradient + (key - key_begin) * layout.lane_dim, p.dv, key, p.dim);
   }
 }
 

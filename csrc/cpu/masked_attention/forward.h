@@ -13,11 +13,9 @@
 namespace jepa {
 namespace {  // one copy a translation unit: see float_types.h
 
-constexpr int64_t kChunk = 256;          // keys whose probabilities are buffered before they multiply V
-constexpr float kHeadroom = 65536.0f;    // 2^16
-constexpr float kHeadroomLog2 = 16.0f;
-constexpr float kLog2E = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
+constexpr int64_t kChunk = 256;              // keys whose probabilities are buffered before they multiply V
+constexpr float kHeadroom = 65536.0f;        // 2^16
+constexpr float kHeadroomLog = 11.0903549f;  // its natural logarithm
 
 template <class A>
 struct ForwardPacked {
@@ -43,8 +41,10 @@ struct ForwardScratch {
   float* output;     // [channel][lane]
   float* transposed;
   float* scores;     // one tile
+  float* partial;
   uint32_t* visible;
   float *reference, *total;  // a lane each
+  float* weight;             // the sum of the probabilities as rounded: it divides the output, so that their errors partly cancel
   Tile* tiles;
   uint8_t *all, *any;
 
@@ -57,9 +57,11 @@ struct ForwardScratch {
     output = bump.take<float>(layout.lane_dim * kWidth);
     transposed = bump.take<float>(A::kLanes * layout.lane_dim);
     scores = bump.take<float>(kTileKeys * kWidth);
+    partial = bump.take<float>(kTileKeys * kWidth);
     visible = bump.take<uint32_t>(kTileKeys * kWidth);
     reference = bump.take<float>(kWidth);
     total = bump.take<float>(kWidth);
+    weight = bump.take<float>(kWidth);
     tiles = bump.take<Tile>(kChunk / kTileKeys);
     all = bump.take<uint8_t>(kChunk);
     any = bump.take<uint8_t>(kChunk);
@@ -80,6 +82,8 @@ void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begi
   for (int64_t first = key_begin; first < key_end; first += 8) {
     for (int64_t r = 0; r < 8; ++r) {
       E* key = packed.keys + (first + r) * p.dim;
+      prefetch_row<T>(p.k, first + r + kPrefetchRows, key_end, p.dim);
+      prefetch_row<T>(p.v, first + r + kPrefetchRows, key_end, p.dim);
       if (first + r < p.keys) {
         pack_row<A, T>(p.k, rotation, first + r, p.dim, key);
         pack_row<A, T>(p.v, Rotation{}, first + r, p.dim, rows + r * kWidth);
@@ -103,7 +107,7 @@ struct ForwardBlock {
   const ForwardPacked<A>& packed;
   const ForwardScratch<A>& scratch;
   int64_t first_query;
-  float scale_log2;
+  float scale;  // in the unit of A::exponential
 
   void run() {
     const int64_t end_query = smaller(first_query + kWidth, p.queries);
@@ -112,6 +116,7 @@ struct ForwardBlock {
     for (int64_t lane = 0; lane < kWidth; ++lane) {
       scratch.reference[lane] = -INFINITY;
       scratch.total[lane] = 0.0f;
+      scratch.weight[lane] = 0.0f;
     }
     const int64_t limit = p.key_limit(end_query - 1);
     bool started = false;  // every lane has a finite reference
@@ -141,6 +146,7 @@ struct ForwardBlock {
     for (int v = 0; v < Vectors; ++v) {
       for (int64_t r = 0; r < A::kLanes; ++r) {
         const int64_t query = first_query + v * A::kLanes + r;
+        prefetch_row<T>(p.q, query + kPrefetchRows, p.queries, p.dim);
         if (query < p.queries)
           pack_row<A, T>(p.q, rotation, query, p.dim, scratch.rows + r * stride);
         else
@@ -151,36 +157,37 @@ struct ForwardBlock {
   }
 
   [[gnu::always_inline]] void score(Vec (&sum)[A::kRows][Vectors], int64_t key) const {
-    clear_tile<A, Vectors>(sum);
-    accumulate<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, A::kPack, scratch.queries, kWidth * A::kPack, layout.units);
+    dot_tile<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, scratch.queries, layout.units, scratch.partial);
   }
 
-  // Rows row and row + 1 of the chunk's probabilities.
-  [[gnu::always_inline]] void store_probabilities(int64_t row, int v, Vec x, Vec y) const {
+  // Rows row and row + 1 of the chunk's probabilities. Returns `weight` plus what was stored.
+  [[gnu::always_inline]] Vec store_probabilities(int64_t row, int v, Vec x, Vec y, Vec weight) const {
     if constexpr (A::kPack == 2) {
-      A::store_unit_pair(scratch.probabilities + row * kWidth + v * A::kLanes * 2, x, y);
+      return A::dot(weight, A::store_unit_pair(scratch.probabilities + row * kWidth + v * A::kLanes * 2, x, y), A::unit_of_ones());
     } else {
       A::store(scratch.probabilities + row * kWidth + v * A::kLanes, x);
       A::store(scratch.probabilities + (row + 1) * kWidth + v * A::kLanes, y);
+      return weight + (x + y);
     }
   }
 
   // Exponentials straight from the accumulators. False, with nothing committed, if some lane's sum leaves the headroom.
   bool fast_tile(int64_t key, int64_t row) {
-    Vec tile_total[Vectors];
-    for (int v = 0; v < Vectors; ++v) tile_total[v] = A::zero();
+    Vec tile_total[Vectors], tile_weight[Vectors];
+    for (int v = 0; v < Vectors; ++v) tile_total[v] = tile_weight[v] = A::zero();
     for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
       Vec sum[A::kRows][Vectors];
       score(sum, key + part);
-      const Vec factor = A::set(scale_log2);
+      const Vec factor = A::set(scale);
 #pragma GCC unroll 4
       for (int v = 0; v < Vectors; ++v) {
         const Vec shift = A::zero() - A::load(scratch.reference + v * A::kLanes);
 #pragma GCC unroll 4
         for (int r = 0; r < A::kRows; r += 2) {
-          const Vec x = A::exp2(A::fma(sum[r][v], factor, shift)), y = A::exp2(A::fma(sum[r + 1][v], factor, shift));
+          const Vec x = A::exponential(A::fma(sum[r][v], factor, shift));
+          const Vec y = A::exponential(A::fma(sum[r + 1][v], factor, shift));
           tile_total[v] = tile_total[v] + (x + y);
-          store_probabilities(row + part + r, v, x, y);
+          tile_weight[v] = store_probabilities(row + part + r, v, x, y, tile_weight[v]);
         }
       }
     }
@@ -189,7 +196,9 @@ struct ForwardBlock {
     if (!within) return false;
     for (int v = 0; v < Vectors; ++v) {
       float* total = scratch.total + v * A::kLanes;
+      float* weight = scratch.weight + v * A::kLanes;
       A::store(total, A::load(total) + tile_total[v]);
+      A::store(weight, A::load(weight) + tile_weight[v]);
     }
     return true;
   }
@@ -207,25 +216,26 @@ struct ForwardBlock {
       highest[v] = A::set(-INFINITY);
       for (int64_t k = 0; k < kTileKeys; ++k) {
         float* place = scratch.scores + k * kWidth + v * A::kLanes;
-        Vec score_log2 = A::load(place) * A::set(scale_log2);
+        Vec scaled = A::load(place) * A::set(scale);
         if (tile == Tile::kPartial)
-          score_log2 = A::select(A::load_mask(scratch.visible + k * kWidth + v * A::kLanes), score_log2, A::set(-INFINITY));
-        A::store(place, score_log2);
-        highest[v] = A::max(highest[v], score_log2);
+          scaled = A::select(A::load_mask(scratch.visible + k * kWidth + v * A::kLanes), scaled, A::set(-INFINITY));
+        A::store(place, scaled);
+        highest[v] = A::max(highest[v], scaled);
       }
     }
     const bool flushed = raise_references(highest, chunk, pending, key);
     for (int v = 0; v < Vectors; ++v) {
       const Vec reference = A::load(scratch.reference + v * A::kLanes);
       const Vec shift = A::select(reference == A::set(-INFINITY), A::zero(), A::zero() - reference);
-      Vec total = A::load(scratch.total + v * A::kLanes);
+      Vec total = A::load(scratch.total + v * A::kLanes), weight = A::load(scratch.weight + v * A::kLanes);
       for (int64_t k = 0; k < kTileKeys; k += 2) {
         const float* place = scratch.scores + k * kWidth + v * A::kLanes;
-        const Vec x = A::exp2(A::load(place) + shift), y = A::exp2(A::load(place + kWidth) + shift);
+        const Vec x = A::exponential(A::load(place) + shift), y = A::exponential(A::load(place + kWidth) + shift);
         total = total + (x + y);
-        store_probabilities(row + k, v, x, y);
+        weight = store_probabilities(row + k, v, x, y, weight);
       }
       A::store(scratch.total + v * A::kLanes, total);
+      A::store(scratch.weight + v * A::kLanes, weight);
     }
     return flushed;
   }
@@ -237,18 +247,19 @@ struct ForwardBlock {
     for (int64_t lane = 0; lane < kWidth; ++lane) {
       const float before = scratch.reference[lane];
       factor[lane] = 1.0f;
-      if (!(tile_highest[lane] > before + kHeadroomLog2)) continue;  // also taken by NaN, which the exponentials carry on
+      if (!(tile_highest[lane] > before + kHeadroomLog * A::kLogBase)) continue;  // also taken by NaN, which the exponentials carry on
       scratch.reference[lane] = tile_highest[lane];
       if (before == -INFINITY) continue;
-      factor[lane] = std::exp2f(before - tile_highest[lane]);
+      factor[lane] = std::exp((before - tile_highest[lane]) / A::kLogBase);
       rescale = true;
     }
     if (!rescale) return false;
     multiply_values(chunk, pending, key);
     for (int v = 0; v < Vectors; ++v) {
       const Vec f = A::load(factor + v * A::kLanes);
-      float* total = scratch.total + v * A::kLanes;
+      float *total = scratch.total + v * A::kLanes, *weight = scratch.weight + v * A::kLanes;
       A::store(total, A::load(total) * f);
+      A::store(weight, A::load(weight) * f);
       for (int c = 0; c < p.dim; ++c) {
         float* place = scratch.output + c * kWidth + v * A::kLanes;
         A::store(place, A::load(place) * f);
@@ -281,10 +292,11 @@ struct ForwardBlock {
       for (int64_t query = first; query < smaller(first + A::kLanes, end_query); ++query) {
         const float total = scratch.total[query - first_query], reference = scratch.reference[query - first_query];
         float* row = scratch.transposed + (query - first) * layout.lane_dim;
-        const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+        const float weight = scratch.weight[query - first_query];
+        const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
         for (int c = 0; c < p.dim; ++c) row[c] *= inverse;
         write_row<T>(row, p.out, query, p.dim);
-        p.lse[query * p.lse_stride] = total == 0.0f ? -INFINITY : kLn2 * reference + std::log(total);
+        p.lse[query * p.lse_stride] = total == 0.0f ? -INFINITY : reference / A::kLogBase + std::log(total);
       }
     }
   }
@@ -297,13 +309,13 @@ void forward_block(const AttentionProblem& p, const char* packed_base, int64_t i
   const ForwardScratch<A> scratch(layout, scratch_base);
   const QueryBlock block = query_block(layout.vectors, index);
   const int64_t first = block.first_vector * A::kLanes;
-  const float scale_log2 = p.scale * kLog2E;
+  const float scale = p.scale * A::kLogBase;
   if (block.vectors == 3)
-    ForwardBlock<A, T, 3>{p, layout, packed, scratch, first, scale_log2}.run();
+    ForwardBlock<A, T, 3>{p, layout, packed, scratch, first, scale}.run();
   else if (block.vectors == 2)
-    ForwardBlock<A, T, 2>{p, layout, packed, scratch, first, scale_log2}.run();
+    ForwardBlock<A, T, 2>{p, layout, packed, scratch, first, scale}.run();
   else
-    ForwardBlock<A, T, 1>{p, layout, packed, scratch, first, scale_log2}.run();
+    ForwardBlock<A, T, 1>{p, layout, packed, scratch, first, scale}.run();
 }
 
 }  // namespace

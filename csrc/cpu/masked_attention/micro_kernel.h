@@ -43,11 +43,39 @@ template <class A, int Vectors>
 }
 
 template <class A, int Vectors>
+[[gnu::always_inline]] inline void add_tile(typename A::Vec (&sum)[A::kRows][Vectors], const float* from, int64_t row) {
+#pragma GCC unroll 8
+  for (int r = 0; r < A::kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = sum[r][v] + A::load(from + r * row + v * A::kLanes);
+}
+
+template <class A, int Vectors>
 [[gnu::always_inline]] inline void store_tile(const typename A::Vec (&sum)[A::kRows][Vectors], float* to, int64_t row) {
 #pragma GCC unroll 8
   for (int r = 0; r < A::kRows; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < Vectors; ++v) A::store(to + r * row + v * A::kLanes, sum[r][v]);
+}
+
+// A tile of dot products over channels. float32 sums at most kExactSteps terms in one chain, as the chain's rounding errors grow with
+// its length; `partial` holds the first part meanwhile.
+constexpr int64_t kExactSteps = 128;
+
+template <class A, int Vectors>
+[[gnu::always_inline]] inline void dot_tile(typename A::Vec (&sum)[A::kRows][Vectors], const typename A::Element* a, int64_t a_row,
+                                            const typename A::Element* b, int64_t units, float* partial) {
+  constexpr int64_t kWidth = Vectors * A::kLanes, kStep = kWidth * A::kPack;
+  clear_tile<A, Vectors>(sum);
+  if (A::kPack == 2 || units <= kExactSteps) {
+    accumulate<A, Vectors>(sum, a, a_row, A::kPack, b, kStep, units);
+    return;
+  }
+  accumulate<A, Vectors>(sum, a, a_row, A::kPack, b, kStep, kExactSteps);
+  store_tile<A, Vectors>(sum, partial, kWidth);
+  clear_tile<A, Vectors>(sum);
+  accumulate<A, Vectors>(sum, a + kExactSteps * A::kPack, a_row, A::kPack, b + kExactSteps * kStep, kStep, units - kExactSteps);
+  add_tile<A, Vectors>(sum, partial, kWidth);
 }
 
 // c[r * c_row + lane] += product of `steps` units, for one tile.

@@ -16,8 +16,17 @@ struct Rotation {
 inline Rotation query_rotation(const AttentionProblem& p) { return {p.q_cos, p.q_sin, p.q_cos_stride, p.q_sin_stride}; }
 inline Rotation key_rotation(const AttentionProblem& p) { return {p.k_cos, p.k_sin, p.k_cos_stride, p.k_sin_stride}; }
 
-inline void convert_row(const float* from, float* to, int dim) { memcpy(to, from, sizeof(float) * static_cast<size_t>(dim)); }
-inline void convert_row(const bf16* from, bf16* to, int dim) { memcpy(to, from, sizeof(bf16) * static_cast<size_t>(dim)); }
+// Rows are a cache line or two: a call to memcpy would cost as much as the copy.
+template <typename T>
+inline void copy_row(const T* __restrict from, T* __restrict to, int dim) {
+  constexpr int kPiece = 16 / sizeof(T);
+  int c = 0;
+  for (; c + kPiece <= dim; c += kPiece) memcpy(to + c, from + c, 16);
+  for (; c < dim; ++c) to[c] = from[c];
+}
+
+inline void convert_row(const float* from, float* to, int dim) { copy_row(from, to, dim); }
+inline void convert_row(const bf16* from, bf16* to, int dim) { copy_row(from, to, dim); }
 template <typename T>
 inline void convert_row(const T* from, float* to, int dim) {
   for (int c = 0; c < dim; ++c) to[c] = to_float(from[c]);
@@ -38,6 +47,16 @@ inline void rotate_row(const T* from, const float* __restrict cosine, const floa
     store_rounded(Cast<T>::from(even * cosine[c] + odd * sine[c]), to + c);
     store_rounded(Cast<T>::from(odd * cosine[c + 1] + even * sine[c + 1]), to + c + 1);
   }
+}
+
+// Rows of a head lie a token apart: their lines come from afar, and no hardware prefetcher follows the stride.
+constexpr int64_t kPrefetchRows = 24;
+
+template <typename T>
+inline void prefetch_row(const Rows& rows, int64_t row, int64_t count, int dim) {
+  if (row >= count) return;
+  const char* line = rows.data + row * rows.stride * static_cast<int64_t>(sizeof(T));
+  for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(line + byte);
 }
 
 template <class A, typename T>
@@ -64,16 +83,20 @@ inline void write_row(const float* from, const Rows& rows, int64_t row, int dim)
   for (int c = 0; c < dim; ++c) to[c] = Cast<T>::from(from[c]);
 }
 
-// kPack rows, interleaved so that each unit holds the values of one channel. `width` is a multiple of kRows.
+// kPack rows, interleaved so that each unit holds the values of one channel. `width` is a multiple of kRows, for bf16 of 8.
 inline void interleave(const float* rows, int64_t, float* to, int64_t width) {
   memcpy(to, rows, sizeof(float) * static_cast<size_t>(width));
 }
+#if defined(__SSE2__)
 inline void interleave(const bf16* rows, int64_t stride, bf16* to, int64_t width) {
-  for (int64_t c = 0; c < width; ++c) {
-    to[2 * c] = rows[c];
-    to[2 * c + 1] = rows[stride + c];
+  for (int64_t c = 0; c < width; c += 8) {
+    const __m128i even = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + c));
+    const __m128i odd = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + stride + c));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * c), _mm_unpacklo_epi16(even, odd));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 2 * c + 8), _mm_unpackhi_epi16(even, odd));
   }
 }
+#endif
 
 // Panels of kRows channels: [channel / kRows][keys / kPack][kRows] units, so that the micro-kernel reads one stream.
 // `rows` are 8 consecutive rows from row `first` on.

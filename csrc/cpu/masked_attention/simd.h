@@ -7,7 +7,7 @@
 
 #include "jepa/float_types.h"
 
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -19,6 +19,9 @@ constexpr float kExp2Centred[] = {1.0f, 0.693146978f, 0.240222421f, 0.0555073374
 constexpr float kExp2Degree5[] = {1.0f, 0.693151312f, 0.24016445f, 0.0557999132f, 0.00901703022f, 0.00186713011f};   // 0 <= f < 1
 constexpr float kExp2Degree4[] = {1.0f, 0.693044845f, 0.241280205f, 0.0522424735f, 0.0134266846f};                   // 0 <= f < 1
 
+constexpr float kLog2E = 1.44269504f;
+constexpr float kLog2ERest = 1.92596303e-8f;  // log2(e) - kLog2E
+
 template <int Lanes>
 struct Generic {
   typedef float Vec __attribute__((vector_size(4 * Lanes)));
@@ -28,7 +31,8 @@ struct Generic {
   using Element = float;
   static constexpr int kLanes = Lanes;
   static constexpr int kPack = 1;
-  static constexpr int kRows = 4;  // rows of a register tile
+  static constexpr int kRows = 4;          // rows of a register tile
+  static constexpr float kLogBase = 1.0f;  // exponential(x) is e^x: scores keep their natural unit, for float32's sake
 
   static Vec zero() { return Vec{}; }
   static Vec set(float x) { return Vec{} + x; }
@@ -41,6 +45,7 @@ struct Generic {
   }
   static Vec max(Vec a, Vec b) { return a > b ? a : b; }
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+  static Vec subtract_product(Vec a, float b, Vec c) { return a * set(b) - c; }  // a * b - c
   static bool any_greater(Vec x, float limit) {
     float lanes[Lanes];
     store(lanes, x);
@@ -62,16 +67,17 @@ struct Generic {
   }
 };
 
-// 2^x without scalef: the rounded exponent is added to a power of two built in the integer unit. Below -126.5 the result is 0.
+// e^x without scalef: the rounded exponent is added to a power of two built in the integer unit. Below e^-87.7 the result is 0.
+// The fraction is taken from x by a product of twice the precision: an error of x log2(e) would become one of the result.
 template <typename A>
-inline typename A::Vec exp2_by_bits(typename A::Vec x) {
+inline typename A::Vec exponential_by_bits(typename A::Vec x) {
   using Vec = typename A::Vec;
   using IVec = typename A::IVec;
   const Vec magic = A::set(12582912.0f);  // 1.5 * 2^23: the sum's low bits are the rounded integer
-  x = A::set(-127.0f) > x ? A::set(-127.0f) : x;
-  x = A::set(128.0f) < x ? A::set(128.0f) : x;
-  const Vec shifted = x + magic;
-  const Vec f = x - (shifted - magic);
+  x = A::set(-88.0f) > x ? A::set(-88.0f) : x;
+  x = A::set(89.0f) < x ? A::set(89.0f) : x;
+  const Vec shifted = x * A::set(kLog2E) + magic;
+  const Vec f = A::fma(x, A::set(kLog2ERest), A::subtract_product(x, kLog2E, shifted - magic));
   Vec p = A::set(kExp2Centred[5]);
   for (int i = 4; i >= 0; --i) p = A::fma(p, f, A::set(kExp2Centred[i]));
   const IVec exponent = (reinterpret_cast<IVec>(shifted) + 127) << 23;
@@ -79,16 +85,17 @@ inline typename A::Vec exp2_by_bits(typename A::Vec x) {
 }
 
 struct Baseline : Generic<4> {
-  static Vec exp2(Vec x) { return exp2_by_bits<Baseline>(x); }
+  static Vec exponential(Vec x) { return exponential_by_bits<Baseline>(x); }
   static Vec dot(Vec sum, Vec a, Vec b) { return a * b + sum; }
 };
 
 #if defined(__AVX2__) && defined(__FMA__)
 struct Avx2 : Generic<8> {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec subtract_product(Vec a, float b, Vec c) { return _mm256_fmsub_ps(a, _mm256_set1_ps(b), c); }
   static Vec dot(Vec sum, Vec a, Vec b) { return _mm256_fmadd_ps(a, b, sum); }
   static Vec broadcast_unit(const float* p) { return _mm256_broadcast_ss(p); }
-  static Vec exp2(Vec x) { return exp2_by_bits<Avx2>(x); }
+  static Vec exponential(Vec x) { return exponential_by_bits<Avx2>(x); }
   static bool any_greater(Vec x, float limit) {
     return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0;
   }
@@ -120,6 +127,7 @@ struct Avx512 : Generic<16> {
   static constexpr int kRows = 8;
 
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec subtract_product(Vec a, float b, Vec c) { return _mm512_fmsub_ps(a, _mm512_set1_ps(b), c); }
   static Vec dot(Vec sum, Vec a, Vec b) { return _mm512_fmadd_ps(a, b, sum); }
   static Vec broadcast_unit(const float* p) { return _mm512_set1_ps(*p); }
   static Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
@@ -128,16 +136,21 @@ struct Avx512 : Generic<16> {
   }
   static bool any_greater(Vec x, float limit) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
 
-  // scalef multiplies by 2^floor(x): overflow, underflow, infinities and NaN come out right without a branch.
-  static Vec exp2(Vec x) { return exp2_by_scalef(x, kExp2Degree5); }
+  // scalef multiplies by 2^n: overflow, underflow and NaN come out right without a branch. The lower bound keeps -inf from making
+  // a NaN of the fraction.
+  static Vec exponential(Vec x) {
+    x = _mm512_max_ps(set(-200.0f), x);  // the second operand where either is NaN
+    const Vec n = _mm512_roundscale_ps(x * set(kLog2E), _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const Vec f = fma(x, set(kLog2ERest), _mm512_fmsub_ps(x, set(kLog2E), n));
+    return _mm512_scalef_ps(polynomial(f, kExp2Degree5), n);
+  }
 
   template <int N>
-  static Vec exp2_by_scalef(Vec x, const float (&coefficients)[N]) {
-    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  static Vec polynomial(Vec f, const float (&coefficients)[N]) {
     Vec p = set(coefficients[N - 1]);
 #pragma GCC unroll 8
     for (int i = N - 2; i >= 0; --i) p = fma(p, f, set(coefficients[i]));
-    return _mm512_scalef_ps(p, x);
+    return p;
   }
 
   static void transpose(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
@@ -194,16 +207,23 @@ struct Avx512Bf16 : Avx512 {
     const __m256bh rounded = _mm512_cvtneps_pbh(x);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(rounded));
   }
-  // Lane i of the 16 units holds (x[i], y[i]).
-  static void store_unit_pair(bf16* p, Vec x, Vec y) {
+  static Vec unit_of_ones() { return _mm512_castsi512_ps(_mm512_set1_epi32(0x3f803f80)); }
+  // Lane i of the 16 units holds (x[i], y[i]). Returns what was stored.
+  static Vec store_unit_pair(bf16* p, Vec x, Vec y) {
     alignas(64) static const uint16_t kInterleave[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     const __m512bh rounded = _mm512_cvtne2ps_pbh(y, x);
     const __m512i order = _mm512_load_si512(kInterleave);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(rounded)));
+    const __m512i units = _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(rounded));
+    _mm512_storeu_si512(p, units);
+    return _mm512_castsi512_ps(units);
   }
-  // For probabilities that are rounded to bf16 at once (2e-3), degree 4 suffices.
-  static Vec exp2(Vec x) { return exp2_by_scalef(x, kExp2Degree4); }
+  // exponential(x) is 2^x, with log2(e) folded into the scale. Degree 4 suffices for what is rounded to bf16 at once (2e-3).
+  static constexpr float kLogBase = kLog2E;
+  static Vec exponential(Vec x) {
+    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    return _mm512_scalef_ps(polynomial(f, kExp2Degree4), x);  // scalef takes floor(x) itself
+  }
 };
 #endif
 

@@ -93,6 +93,8 @@ def run(options: RunOptions) -> int:
         require(package)
     begin = time.perf_counter()
     device, suite = choose_device(options.device), options.suite
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
     clip = load_clip(options.input)

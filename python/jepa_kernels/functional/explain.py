@@ -29,6 +29,8 @@ def explain(operator: str, *args: Any, **kwargs: Any) -> backends.Decision:
     entry = registry.get(operator.rstrip("_"))
     prepare = importlib.import_module(f"jepa_kernels.functional.{entry.name}").prepare
     arguments = tuple(prepare(*args, **kwargs).values())
+    if isinstance(arguments[0], list) and not arguments[0]:
+        raise ValueError(f"explain: {entry.name} of an empty list runs nothing; pass at least one tensor")
     decision = backends.decide(entry, _device_of(arguments), arguments)
     print(decision)
     return decision

@@ -25,13 +25,13 @@ def define(
     """Defines `jepa_kernels::<schema>` and returns the callable operator.
 
     The implementation runs with autocast off: autocast would otherwise reach the torch operators inside it, after
-    `functional` has already cast what should be cast.
+    `functional` has already cast what should be cast. It runs with the tensors' GPU current, as kernels launch there.
     """
     name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     short = name.split("::")[-1]
 
     def run(*arguments: Any) -> Any:
-        with _without_autocast():
+        with _without_autocast(), _on_device_of(arguments):
             return implementation(*arguments)
 
     _library.impl(short, run, "CompositeExplicitAutograd")
@@ -39,6 +39,14 @@ def define(
     if backward is not None:
         torch.library.register_autograd(f"{NAMESPACE}::{short}", backward, setup_context=setup_context, lib=_library)
     return getattr(getattr(torch.ops, NAMESPACE), short)
+
+
+def _on_device_of(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
+    """Makes the GPU of the leading tensor, or list of tensors, the current one; does nothing where it already is."""
+    first = arguments[0][0] if isinstance(arguments[0], list) and arguments[0] else arguments[0]
+    if not isinstance(first, torch.Tensor) or first.device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.device(first.device)
 
 
 @contextlib.contextmanager

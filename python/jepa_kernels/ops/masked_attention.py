@@ -180,6 +180,10 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extr
         out.zero_()
         lse.fill_(float("-inf"))
         return
+    if extras.cu_seqlens is not None and q.device.type != "cpu":
+        # Lengths on a GPU are not looked at: tokens that no sequence holds, or beyond max_seqlen, come out as NaN.
+        out.fill_(float("nan"))
+        lse.fill_(float("nan"))
     implementation.functions["forward"](*map(_unit_stride, (q, k, v)), out, lse, extras)
 
 
@@ -191,6 +195,9 @@ def _run_backward(
         for gradient in gradients:
             gradient.zero_()
         return
+    if extras.cu_seqlens is not None and q.device.type != "cpu":
+        for gradient in gradients:
+            gradient.zero_()
     read = map(_unit_stride, (dout, q, k, v, out))
     implementation.functions["backward"](*read, lse, *gradients, extras)
 
@@ -260,7 +267,7 @@ def _differentiate(ctx: Any, dout: Tensor | None, _: None) -> tuple[Any, ...]:
     if dout is None:
         return (None,) * (ctx.leading + len(extras))
     backward = masked_attention_backward if ctx.leading == 3 else masked_attention_packed_backward
-    with backends.backend(ctx.backend):
+    with backends.reentered(ctx.backend):
         gradients = backward(dout, *tensors, *extras)
     if isinstance(gradients, Tensor):
         gradients = (gradients,)

@@ -182,12 +182,13 @@ def _triton_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:
 
     count = pixels.shape[0] * _tokens(pixels, weight) if rows is None else rows.shape[0]
     result = pixels.new_empty((count, weight.shape[0]), dtype=_result_dtype(weight, pos_embed))
-    kernel.forward(pixels, weight.contiguous(), bias, rows, _rows_contiguous(pos_embed), mean, std, result)
+    bias, pos_embed, mean, std = (_contiguous(values) for values in (bias, pos_embed, mean, std))
+    kernel.forward(pixels, weight.contiguous(), bias, rows, pos_embed, mean, std, result)
     return result
 
 
-def _rows_contiguous(matrix: Tensor | None) -> Tensor | None:
-    return None if matrix is None else matrix.contiguous()
+def _contiguous(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.contiguous()
 
 
 def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:
@@ -199,9 +200,10 @@ def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) ->
     grad_weight, grad_bias, grad_pos, grad_pixels = (grad.new_empty(0) for _ in needs)
     if needs[0]:
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        kernel.backward_weight(dy, pixels, rows, mean, std, grad_weight)
+        kernel.backward_weight(dy, pixels, rows, _contiguous(mean), _contiguous(std), grad_weight)
     if needs[1]:
-        kept = dy if rows is None else dy * (rows >= 0).unsqueeze(1)
+        # The tokens of ids out of range are NaN, and with them often their gradients: filled, not multiplied by zero.
+        kept = dy if rows is None else dy.masked_fill((rows < 0).unsqueeze(1), 0)
         grad_bias = kept.sum(0, dtype=torch.float32).to(weight.dtype)
     if needs[2]:
         sums = grad.new_empty((tokens, weight.shape[0]), dtype=torch.float32)
@@ -215,7 +217,7 @@ def _triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) ->
         if rows is not None:  # repeated ids first add up, in a fixed order, so that each patch is written once
             sums = grad.new_empty((pixels.shape[0] * tokens, weight.shape[0]), dtype=torch.float32)
             dy = kernel.sum_rows(dy, rows, sums).to(weight.dtype)
-        kernel.backward_pixels(dy, weight.contiguous(), std, grad_pixels)
+        kernel.backward_pixels(dy, weight.contiguous(), _contiguous(std), grad_pixels)
     return grad_weight, grad_bias, grad_pos, grad_pixels
 
 
@@ -309,7 +311,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     pixels, weight, rows, mean, std = ctx.saved_tensors
     needs = [ctx.needs_input_grad[place] for place in (1, 2, 4, 0)]  # weight, bias, pos_embed, pixels
-    with backends.backend(ctx.backend):
+    with backends.reentered(ctx.backend):
         gradients = _patch_embed_backward(grad, pixels, weight, rows, mean, std, ctx.pos_dtype, needs)
     of_weight, of_bias, of_pos, of_pixels = (value if needed else None for value, needed in zip(gradients, needs, strict=True))
     return of_pixels, of_weight, of_bias, None, of_pos, None, None

@@ -52,9 +52,10 @@ def patch_embed(
         TypeError: an argument is no tensor, or its dtype is not listed above; `mean` or `std` is a single number.
         ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another
             length than C or is not finite, a std is not positive, an id lies outside [0, N), or `cu_seqlens` do not
-            rise from 0 to the number of ids. Tensors on a GPU are looked into only with JEPA_KERNELS_CHECK=1; without it an
-            id out of range reads nothing and yields a row of NaN. Under torch.compile the operator looks at ids and
-            `cu_seqlens` by the same rule; the values of `mean` and `std` tensors are not looked at.
+            rise from 0 to the number of ids. Tensors on a GPU are looked into only with JEPA_KERNELS_CHECK=1;
+            without it an id out of range reads nothing and yields a row of NaN. Under torch.compile the operator
+            looks at ids and `cu_seqlens` by the same rule; the values of `mean` and `std` tensors are not looked
+            at.
 
     Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of
         float32), the weight, and R * D tokens; on a CPU also R * K packed values written and read once.

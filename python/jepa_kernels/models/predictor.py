@@ -28,8 +28,8 @@ class VisionTransformerPredictor(nn.Module):
     `predictor_proj.*` (and `predictor_pos_embed` without RoPE).
 
     Raises:
-        ValueError: masks and tokens that do not fit each other; a size that `patch_size`, or frames that `tubelet_size`,
-            does not divide.
+        ValueError: masks and tokens that do not fit each other; a size that `patch_size`, or frames that
+            `tubelet_size`, does not divide.
 
     Deterministic: as its operators are.
 

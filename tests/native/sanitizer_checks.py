@@ -1,7 +1,7 @@
-"""Every operator of a native CPU module on small odd shapes, at every level of instructions: sanitizer_checks.py MODULE.
+"""Every operator of a native CPU module on small odd shapes, at every instruction level: sanitizer_checks.py MODULE.
 
-test_sanitizers.py runs this as a program under the sanitizers' library. A wrong address stops the process there and then;
-the comparison with the reference shows that the kernels did run.
+test_sanitizers.py runs this as a program under the sanitizers' library. A wrong address stops the process there and
+then; the comparison with the reference shows that the kernels did run.
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 void ema_update_chunk_avx2(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
 void ema_update_chunk_avx512(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
-#endif
 
 namespace {
 
@@ -26,8 +24,10 @@ struct Chunk {
 using ChunkKernel = void (*)(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
 
 ChunkKernel chunk_kernel() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return ema_update_chunk_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return ema_update_chunk_avx2;
 #endif
   return update_chunk;

@@ -11,10 +11,8 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 double jepa_loss_rows_avx2(const JepaLossTask&, int64_t, int64_t, void*);
 double jepa_loss_rows_avx512(const JepaLossTask&, int64_t, int64_t, void*);
-#endif
 
 namespace {
 
@@ -48,8 +46,10 @@ bool in_double(const JepaLossTask& task) { return task.pred_dtype == DType::kFlo
 
 RowsKernel rows_kernel(const JepaLossTask& task) {
   if (in_double(task)) return double_rows;
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return jepa_loss_rows_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return jepa_loss_rows_avx2;
 #endif
   return float_rows;

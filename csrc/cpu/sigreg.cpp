@@ -11,10 +11,8 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 void sigreg_slices_avx2(const SigregTask&, int64_t, int64_t, double*);
 void sigreg_slices_avx512(const SigregTask&, int64_t, int64_t, double*);
-#endif
 
 namespace {
 
@@ -29,8 +27,10 @@ void double_slices(const SigregTask& task, int64_t begin, int64_t end, double* r
 
 SlicesKernel slices_kernel(DType dtype) {
   if (dtype == DType::kFloat64) return double_slices;
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return sigreg_slices_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return sigreg_slices_avx2;
 #endif
   return float_slices;

@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
+SOURCES := Makefile pyproject.toml setup.py CMakeLists.txt constraints.txt $(shell find csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench test lint gpu-check table clean
+.PHONY: help setup bench test sanitize lint gpu-check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,11 +15,15 @@ setup: $(VENV)/.ready  ## the environment, and the native modules
 
 $(VENV)/.ready: $(SOURCES)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=/path/to/python3"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# A venv that failed half-way has a python and no pip.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "no virtual environment: install Python's venv (Debian and Ubuntu: apt install python3-venv)"; exit 2; }
 	$(PIP) install -q -c constraints.txt pip setuptools wheel pybind11 cmake ninja torch numpy
 	@# CUDA builds of torch bring the Triton they were built with; others get the pinned one, to compile kernels ahead of time.
 	$(PIP) show -q triton 2>/dev/null || $(PIP) install -q triton==3.9.0
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[test]'
+	@# A pure-Python install works too, slower: say which one this is.
+	@$(BIN)/jepa-kernels info | grep '^native '
 	touch $@
 
 bench: setup  ## the operators and a training step against PyTorch's own; writes runs/<id>/report.html
@@ -27,6 +31,9 @@ bench: setup  ## the operators and a training step against PyTorch's own; writes
 
 test: setup lint  ## every test that this machine can run
 	$(BIN)/python -m pytest $(TESTS)
+
+sanitize: setup  ## the native CPU kernels under the address and undefined-behaviour sanitizers (minutes of compilation)
+	$(BIN)/python -m pytest -m sanitizer tests/native
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from jepa_kernels.models import ENCODER_SIZES, build_vjepa2, make_optimizer, tra
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", help="a video, or a folder of videos (default: the sample video)")
+    parser.add_argument("--input", help="a video, an image, or a folder of them (default: the sample video)")
     parser.add_argument("--model", default="vit_tiny", choices=ENCODER_SIZES)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4, help="clips a step")

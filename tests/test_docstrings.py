@@ -5,10 +5,13 @@ from __future__ import annotations
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
+import torch
 
 import jepa_kernels as jk
+from jepa_kernels.ops.registry import all_operators
 
 # Modules whose import needs more than the core, or that are Triton device code.
 _SKIPPED = ("jepa_kernels.kernels", "jepa_kernels._cpu", "jepa_kernels._cuda")
@@ -23,12 +26,14 @@ def modules() -> list[str]:
 def test_examples(name, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     module = importlib.import_module(name)
-    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs={"jk": jk, "torch": __import__("torch")})
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, extraglobs={"jk": jk, "torch": torch})
     assert results.failed == 0
 
 
 def test_the_public_functions_have_examples():
-    for name in ("patch_embed", "masked_attention", "ema_update_", "backend", "explain"):
+    for name in (
+        "patch_embed", "masked_attention", "ema_update_", "jepa_loss", "sigreg", "vicreg_loss", "backend", "explain",
+    ):
         assert ">>>" in (getattr(jk, name).__doc__ or ""), name
 
 
@@ -39,10 +44,6 @@ def test_every_public_name_resolves_and_is_documented():
 
 
 def test_every_operator_has_its_file_in_every_folder():
-    from pathlib import Path
-
-    from jepa_kernels.ops.registry import all_operators
-
     root = Path(__file__).resolve().parents[1]
     for operator in all_operators():
         expected = [f"python/jepa_kernels/{folder}/{operator.name}.py" for folder in ("functional", "ops", "reference")]

@@ -145,6 +145,20 @@ def test_from_clip_counts_tokens():
     assert MultiBlockMask3D.from_clip(8, (64, 96), patch_size=8, tubelet_size=4).grid == (2, 8, 12)
 
 
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        ((15, 256), "num_frames = 15 is not a multiple of tubelet_size = 2; make it one, such as 14 or 16"),
+        ((16, (250, 256)), "height = 250 is not a multiple of patch_size = 16; make it one, such as 240 or 256"),
+        ((16, (256, 8)), "width = 8 is not a multiple of patch_size = 16; make it one, such as 16"),
+        ((16, 256, 0), "patch_size must be at least 1; got 0"),
+    ],
+)
+def test_from_clip_drops_no_pixels(clip, message):
+    with pytest.raises(ValueError, match=message):
+        MultiBlockMask3D.from_clip(*clip)
+
+
 def test_apply_masks_is_mask_major():
     x = torch.randn(3, 10, 4)
     masks = [torch.tensor([[0, 9], [1, 2], [5, 5]]), torch.tensor([[3, 4], [0, 1], [8, 9]])]

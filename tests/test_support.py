@@ -38,7 +38,7 @@ def test_every_operator_and_backend_has_a_row():
 
 
 def test_automatic_gpu_backends_have_recorded_results():
-    for architecture in support.TRITON_ARCHITECTURES:
+    for architecture in support.ARCHITECTURES:
         for operator, order in tuned_table(architecture).get("automatic", {}).items():
             recorded = list((ROOT / "benchmarks/results").glob(f"*{architecture}*/results.jsonl"))
             assert recorded, f"{operator} runs {order} automatically on {architecture} without recorded results"

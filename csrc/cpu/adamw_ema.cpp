@@ -9,12 +9,10 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 void adamw_ema_chunk_avx2(const AdamWTensor&, int64_t, int64_t, const AdamWCoefficients&);
 void adamw_ema_chunk_avx512(const AdamWTensor&, int64_t, int64_t, const AdamWCoefficients&);
 double sum_squares_chunk_avx2(const AdamWTensor&, int64_t, int64_t);
 double sum_squares_chunk_avx512(const AdamWTensor&, int64_t, int64_t);
-#endif
 
 namespace {
 
@@ -24,8 +22,10 @@ struct Kernels {
 };
 
 Kernels kernels() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return {adamw_ema_chunk_avx512, sum_squares_chunk_avx512};
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return {adamw_ema_chunk_avx2, sum_squares_chunk_avx2};
 #endif
   return {adamw_chunk, sum_squares_chunk};

@@ -9,18 +9,18 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 void ema_update_chunk_avx2(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
 void ema_update_chunk_avx512(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
-#endif
 
 namespace {
 
 using ChunkKernel = void (*)(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
 
 ChunkKernel chunk_kernel() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return ema_update_chunk_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return ema_update_chunk_avx2;
 #endif
   return update_chunk;

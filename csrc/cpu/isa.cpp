@@ -8,17 +8,24 @@ namespace jepa {
 
 namespace {
 
+// The best level that the processor has and this build has: JEPA_HAVE_* for each, a level never without those below.
 Isa detect() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX2)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  if (!avx2) return Isa::kBaseline;
+#if defined(JEPA_HAVE_AVX512)
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+#if defined(JEPA_HAVE_AVX512_BF16)
   if (avx512 && __builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
-  if (avx512) return Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
 #endif
+  if (avx512) return Isa::kAvx512;
+#endif
+  return Isa::kAvx2;
+#else
   return Isa::kBaseline;
+#endif
 }
 
 std::atomic<int>& limit() {

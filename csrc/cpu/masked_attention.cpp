@@ -19,11 +19,9 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 AttentionKernels attention_kernels_avx2(DType);
 AttentionKernels attention_kernels_avx512(DType);
 AttentionKernels attention_kernels_avx512_bf16();
-#endif
 
 namespace {
 
@@ -32,9 +30,13 @@ constexpr int64_t kWholeHeadsPerThread = 8;  // from this many heads a thread on
 constexpr int64_t kBackwardItems = 32;      // fewer heads than this are split by keys; a property of the shape, not of the threads
 
 AttentionKernels kernels_for(DType dtype) {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512_BF16)
   if (active_isa() >= Isa::kAvx512Bf16 && dtype == DType::kBFloat16) return attention_kernels_avx512_bf16();
+#endif
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return attention_kernels_avx512(dtype);
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return attention_kernels_avx2(dtype);
 #endif
   return float_attention_kernels<Baseline>(dtype);

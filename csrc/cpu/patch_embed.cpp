@@ -8,13 +8,11 @@
 
 namespace jepa {
 
-#if defined(JEPA_X86_KERNELS)
 void pack_rows_avx2(const PackTask&, int64_t, int64_t);
 void pack_rows_avx512(const PackTask&, int64_t, int64_t);
 void pack_rows_avx512_bf16(const PackTask&, int64_t, int64_t);
 void unpack_patches_avx2(const UnpackTask&, int64_t, int64_t);
 void unpack_patches_avx512(const UnpackTask&, int64_t, int64_t);
-#endif
 
 namespace {
 
@@ -22,17 +20,23 @@ namespace {
 constexpr int64_t kChunk = 16;
 
 auto pack_kernel() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512_BF16)
   if (active_isa() >= Isa::kAvx512Bf16) return pack_rows_avx512_bf16;
+#endif
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return pack_rows_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return pack_rows_avx2;
 #endif
   return pack_rows;
 }
 
 auto unpack_kernel() {
-#if defined(JEPA_X86_KERNELS)
+#if defined(JEPA_HAVE_AVX512)
   if (active_isa() >= Isa::kAvx512) return unpack_patches_avx512;
+#endif
+#if defined(JEPA_HAVE_AVX2)
   if (active_isa() >= Isa::kAvx2) return unpack_patches_avx2;
 #endif
   return unpack_patches;

@@ -27,12 +27,16 @@ class Tile(NamedTuple):
 # shared memory (99 KB on sm_86 and 120). Boolean masks load a tile of the mask too, and inside a branch that Triton does not
 # pipeline, so they take smaller tiles and one stage. Where ptxas would spill a few registers for the sake of one more block a
 # multiprocessor (mostly on sm_100), an explicit bound keeps it from that.
-FORWARD = {96: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(64, 32, 8, 1)}
-FORWARD_SHORT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2), 256: Tile(64, 32, 8, 1)}
-FORWARD_BOOL = {64: Tile(128, 32, 8, 1), 96: Tile(128, 32, 8, 1), 256: Tile(64, 32, 8, 1)}
+FORWARD = {96: Tile(128, 64, 8, 2), 128: Tile(128, 32, 8, 2), 256: Tile(32, 32, 8, 1)}
+FORWARD_SHORT = {64: Tile(64, 64, 4, 2), 128: Tile(64, 32, 4, 2, 255), 256: Tile(32, 32, 8, 1)}
+FORWARD_BOOL = {96: Tile(128, 32, 8, 1), 128: Tile(64, 32, 8, 1), 256: Tile(32, 32, 8, 1)}
 QUERY_GRADIENT = {
-    32: Tile(64, 64, 4, 2, 255), 64: Tile(64, 64, 4, 2), 96: Tile(64, 32, 8, 2), 128: Tile(64, 64, 8, 2), 256: Tile(32, 32, 8, 1, 192),
-}  # fmt: skip
+    32: Tile(64, 64, 4, 2, 255),
+    64: Tile(64, 64, 4, 2),
+    96: Tile(64, 32, 8, 2),
+    128: Tile(64, 64, 8, 2),
+    256: Tile(32, 32, 8, 1, 192),
+}
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1, 255), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 96: Tile(32, 64, 8, 2, 255), 128: Tile(32, 64, 8, 1), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}

@@ -8,17 +8,15 @@ and rewrite it at every step.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from ._common import TRITON_DTYPES, AotCase
+from ._common import TRITON_DTYPES
 
 # Rows of one split of the weight gradient. Fixed, so that the order of its sums depends on the shapes alone.
-_SPLIT_ROWS = 4096
-_REDUCE_BLOCK = 1024
+SPLIT_ROWS = 4096
+REDUCE_BLOCK = 1024
 
 
 @triton.jit
@@ -196,7 +194,7 @@ def backward_pixels_kernel(
     tl.store(at, total.to(PIXEL), mask=inside[:, None] & (k < K)[None, :])
 
 
-def _tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
+def forward_tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
     """Tile sizes, the largest that compile without spills for every architecture and triton 3.6 and 3.9.
 
     Pixels that are not adjacent need an address each, wide ones room; few rows want small tiles, or most of a GPU would idle.
@@ -211,14 +209,14 @@ def _tiles(dtype: torch.dtype, rows: int, pixel_bytes: int, adjacent: bool) -> d
     return {"BR": 64, "BD": 128, "BK": 32 if wide else 64, "num_warps": 8, "num_stages": 3}
 
 
-def _weight_tiles(dtype: torch.dtype, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
+def weight_tiles(dtype: torch.dtype, pixel_bytes: int, adjacent: bool) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BR": 16, "BD": 32, "BK": 64, "num_warps": 4, "num_stages": 2}
     rows = 64 if adjacent and pixel_bytes < 4 else 32
     return {"BR": rows, "BD": 128, "BK": 128, "num_warps": 8, "num_stages": 3 if pixel_bytes < 4 else 2}
 
 
-def _pixel_tiles(dtype: torch.dtype) -> dict[str, int]:
+def pixel_tiles(dtype: torch.dtype) -> dict[str, int]:
     if dtype == torch.float32:
         return {"BR": 64, "BD": 32, "BK": 64, "num_warps": 8, "num_stages": 2}
     return {"BR": 128, "BD": 64, "BK": 64, "num_warps": 8, "num_stages": 3}
@@ -249,7 +247,7 @@ def forward(
     if num_rows == 0:
         return
     (patches, tokens, *rest), constants = _geometry(pixels, weight.shape[2:])
-    tiles = _tiles(weight.dtype, num_rows, pixels.element_size(), pixels.stride(4) == 1)
+    tiles = forward_tiles(weight.dtype, num_rows, pixels.element_size(), pixels.stride(4) == 1)
     forward_kernel[(triton.cdiv(num_rows, tiles["BR"]) * triton.cdiv(width, tiles["BD"]),)](
         pixels, weight, bias, rows, pos_embed, mean, std, out, num_rows, patches, tokens, width, *rest, **constants,
         ROWS=rows is not None, BIAS=bias is not None, POSITIONS=pos_embed is not None, MEAN=mean is not None, STD=std is not None,
@@ -267,18 +265,18 @@ def backward_weight(
 ) -> None:
     """Writes grad^T @ normalised pixels of `rows` to `grad_weight` (D, C, pt, ph, pw); grad is (R, D), contiguous."""
     num_rows, width = grad.shape
-    splits = max(1, triton.cdiv(num_rows, _SPLIT_ROWS))
+    splits = max(1, triton.cdiv(num_rows, SPLIT_ROWS))
     (patches, tokens, *rest), constants = _geometry(pixels, grad_weight.shape[2:])
-    tiles = _weight_tiles(grad.dtype, pixels.element_size(), pixels.stride(4) == 1)
+    tiles = weight_tiles(grad.dtype, pixels.element_size(), pixels.stride(4) == 1)
     partial = grad.new_empty((splits, width, constants["K"]), dtype=torch.float32)
     grid = (triton.cdiv(width, tiles["BD"]) * triton.cdiv(constants["K"], tiles["BK"]), splits)
     backward_weight_kernel[grid](
         grad, pixels, rows, mean, std, partial, num_rows, patches, tokens, width, *rest, **constants,
         ROWS=rows is not None, MEAN=mean is not None, STD=std is not None, COMPUTE=TRITON_DTYPES[grad.dtype],
-        SPLIT=_SPLIT_ROWS, **tiles,
+        SPLIT=SPLIT_ROWS, **tiles,
     )  # fmt: skip
     numel = grad_weight.numel()
-    reduce_kernel[(triton.cdiv(numel, _REDUCE_BLOCK),)](partial, grad_weight, numel, splits, BLOCK=_REDUCE_BLOCK)
+    reduce_kernel[(triton.cdiv(numel, REDUCE_BLOCK),)](partial, grad_weight, numel, splits, BLOCK=REDUCE_BLOCK)
 
 
 def sum_rows(values: torch.Tensor, segments: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -297,105 +295,9 @@ def backward_pixels(grad: torch.Tensor, weight: torch.Tensor, std: torch.Tensor 
     (patches, tokens, *rest), constants = _geometry(grad_pixels, weight.shape[2:])
     if patches == 0:
         return
-    tiles = _pixel_tiles(weight.dtype)
+    tiles = pixel_tiles(weight.dtype)
     grid = (triton.cdiv(patches, tiles["BR"]) * triton.cdiv(constants["K"], tiles["BK"]),)
     backward_pixels_kernel[grid](
         grad, weight, std, grad_pixels, patches, tokens, weight.shape[0], *rest, **constants,
         STD=std is not None, PIXEL=TRITON_DTYPES[grad_pixels.dtype], **tiles,
     )  # fmt: skip
-
-
-def _type_name(dtype: torch.dtype) -> str:
-    return {torch.uint8: "*u8", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
-
-
-def aot_cases(quick: bool = False) -> list[AotCase]:
-    """Configurations of the compile gate: pixel and compute dtypes, K a multiple of 16 and not, both orders in memory."""
-    shapes = {"tubelet": (3 * 2 * 16 * 16, 2, 16, 16), "p14": (3 * 14 * 14, 1, 14, 14)}
-    cases = _reduction_cases(torch.bfloat16) + ([] if quick else _reduction_cases(torch.float32))
-    for shape, pixels, compute, decoder in (
-        ("tubelet", torch.uint8, torch.bfloat16, False),
-        ("tubelet", torch.uint8, torch.bfloat16, True),
-        ("p14", torch.float32, torch.bfloat16, False),
-        ("tubelet", torch.float32, torch.float16, False),
-        ("p14", torch.float32, torch.float32, False),
-    )[: 1 if quick else None]:
-        cases += _cases_of(shape, shapes[shape], pixels, compute, decoder)
-    return cases
-
-
-def _cases_of(
-    name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, compute: torch.dtype, decoder: bool
-) -> list[AotCase]:
-    value = _type_name(compute)
-    strides = dict.fromkeys(("stride_b", "stride_c", "stride_t", "stride_h"), "i32") | ({"stride_w": "i32"} if decoder else {})
-    sizes = {"patches": "i32", "tokens": "i32", "width": "i32", "grid_h": "i32", "grid_w": "i32"} | strides
-    fixed: dict[str, Any] = dict(zip(("K", "PT", "PH", "PW"), shape, strict=True)) | ({} if decoder else {"stride_w": 1})
-    moments = {"MEAN": True, "STD": True}
-    code = TRITON_DTYPES[compute]
-    label = f"{name}-{pixels}-{compute}{'-decoder' * decoder}".replace("torch.", "")
-    aligned = ("width", "stride_b", "stride_t", "stride_h") + (() if decoder else ("stride_c",))
-
-    def case(
-        kernel: Any, pointers: dict[str, str], sizes: dict[str, str], constants: dict[str, Any], tiles: dict[str, int]
-    ) -> AotCase:
-        launch = {key: tiles[key] for key in ("num_warps", "num_stages")}
-        blocks = {key: value for key, value in tiles.items() if key not in launch}
-        return AotCase(
-            name=f"patch_embed-{kernel.__name__.removesuffix('_kernel')}-{label}-{blocks['BR']}x{blocks['BD']}x{blocks['BK']}",
-            kernel=kernel,
-            signature=pointers | sizes,
-            constants=constants | blocks,
-            divisible_by_16=(*pointers, *(key for key in aligned if key in sizes)),
-            expects_mma=compute != torch.float32 and "BK" in blocks,
-            **launch,
-        )
-
-    inputs = {"pixels": _type_name(pixels), "weight": value, "bias": value, "rows": "*i64", "pos_embed": "*fp32"}
-    statistics = {"mean": "*fp32", "std": "*fp32"}
-    rows = {"num_rows": "i32"} | sizes
-    flags = fixed | moments | {"ROWS": True, "COMPUTE": code}
-    gathered = {"grad": value, "pixels": _type_name(pixels), "rows": "*i64"} | statistics | {"partial": "*fp32"}
-    forward_flags = flags | {"BIAS": True, "POSITIONS": True, "OUT": tl.float32}
-    cases = [
-        case(
-            forward_kernel,
-            inputs | statistics | {"out": "*fp32"},
-            rows,
-            forward_flags,
-            _tiles(compute, count, pixels.itemsize, not decoder),
-        )
-        for count in ((4096,) if decoder or compute == torch.float32 else (512, 4096))
-    ]
-    cases.append(
-        case(
-            backward_weight_kernel,
-            gathered,
-            rows,
-            flags | {"SPLIT": _SPLIT_ROWS},
-            _weight_tiles(compute, pixels.itemsize, not decoder),
-        )
-    )
-    if pixels != torch.uint8:
-        written = {"grad": value, "weight": value, "std": "*fp32", "grad_pixels": _type_name(pixels)}
-        constants = fixed | {"STD": True, "PIXEL": TRITON_DTYPES[pixels]}
-        cases.append(case(backward_pixels_kernel, written, sizes, constants, _pixel_tiles(compute)))
-    return cases
-
-
-def _reduction_cases(compute: torch.dtype) -> list[AotCase]:
-    value = _type_name(compute)
-    partial = {"partial": "*fp32", "out": value, "numel": "i32", "splits": "i32"}
-    values = {"values": value, "order": "*i64", "starts": "*i64", "out": "*fp32", "width": "i32"}
-    return [
-        AotCase(
-            f"patch_embed-reduce-{value[1:]}",
-            reduce_kernel,
-            partial,
-            {"BLOCK": _REDUCE_BLOCK},
-            divisible_by_16=("partial", "out", "numel"),
-        ),
-        AotCase(
-            f"patch_embed-sum_rows-{value[1:]}", sum_rows_kernel, values, {"BD": 1024}, divisible_by_16=("values", "out", "width")
-        ),
-    ]

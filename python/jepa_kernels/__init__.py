@@ -22,8 +22,11 @@ _EXPORTS = {
     "backend": "backends",
     "ema_update_": "functional.ema_update",
     "explain": "functional.explain",
+    "jepa_loss": "functional.jepa_loss",
     "masked_attention": "functional.masked_attention",
     "patch_embed": "functional.patch_embed",
+    "sigreg": "functional.sigreg",
+    "vicreg_loss": "functional.vicreg_loss",
 }
 _SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "optim", "reference")
 
@@ -34,8 +37,11 @@ if TYPE_CHECKING:
     from .functional.adamw_ema import adamw_ema_
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
+    from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
+    from .functional.sigreg import sigreg
+    from .functional.vicreg_loss import vicreg_loss
     from .masks import apply_masks
     from .optim.adamw_ema import AdamWEMA
     from .optim.ema_target import EMATarget
@@ -60,6 +66,7 @@ __all__ = [
     "ema_update_",
     "explain",
     "hardware",
+    "jepa_loss",
     "masked_attention",
     "masks",
     "models",
@@ -67,6 +74,8 @@ __all__ = [
     "optim",
     "patch_embed",
     "reference",
+    "sigreg",
+    "vicreg_loss",
 ]
 
 

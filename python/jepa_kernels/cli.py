@@ -60,7 +60,12 @@ def _add_run(actions: Any) -> None:
         epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 130 interrupted (everything is saved).",
     )
     _add_selection(run)
-    run.add_argument("--input", type=Path, metavar="PATH", help="video whose pixels are used (default: a sample)")
+    run.add_argument(
+        "--input",
+        type=Path,
+        metavar="PATH",
+        help="video or image whose pixels are used, or a folder: its first readable one (default: a sample video)",
+    )
     run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
     run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
     run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")

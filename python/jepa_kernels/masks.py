@@ -10,6 +10,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from .patch_grid import patch_count
+
 # A block that fills the grid leaves no context whatever its corner, so redrawing corners would never end.
 _MAX_DRAWS = 1000
 
@@ -100,9 +102,17 @@ class MultiBlockMask3D:
         masks: Sequence[BlockMask] = VJEPA2_MASKS,
         generator: torch.Generator | None = None,
     ) -> MultiBlockMask3D:
-        """The sampler for clips of `num_frames` frames of `size` pixels (height, width, or one number for both)."""
+        """The sampler for clips of `num_frames` frames of `size` pixels (height, width, or one number for both).
+
+        Raises:
+            ValueError: `tubelet_size` does not divide `num_frames`, or `patch_size` the height or the width.
+        """
         height, width = (size, size) if isinstance(size, int) else size
-        grid = (num_frames // tubelet_size, height // patch_size, width // patch_size)
+        grid = (
+            patch_count("num_frames", num_frames, "tubelet_size", tubelet_size),
+            patch_count("height", height, "patch_size", patch_size),
+            patch_count("width", width, "patch_size", patch_size),
+        )
         return cls(grid, masks=masks, generator=generator)
 
     def __call__(self, batch_size: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -112,6 +112,37 @@ def test_open_clips_of_a_folder_go_in_path_order(tmp_path):
     assert [frame_numbers(clip) for clip in clips] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [0, 1, 2, 3]]
 
 
+def test_an_image_is_a_clip_of_equal_frames(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "wide.JPG"
+    Image.effect_noise((60, 40), 50).convert("RGB").save(path)
+    (clip,) = open_clips(path, num_frames=3, frame_step=5, size=32)
+    assert clip.shape == (3, 32, 32, 3) and clip.dtype == torch.uint8 and clip.is_contiguous()
+    assert all(torch.equal(frame, read_image(path, size=32)) for frame in clip)
+
+
+def test_open_clips_of_a_folder_takes_videos_and_images(tmp_path):
+    from PIL import Image
+
+    counting_video(tmp_path / "b.mkv", 4)
+    for name, grey in (("a.png", 40), ("c.webp", 80)):
+        Image.new("RGB", (20, 16), (grey, grey, grey)).save(tmp_path / name, lossless=True)
+    clips = list(open_clips(tmp_path, num_frames=2, size=16))
+    assert [frame_numbers(clip) for clip in clips] == [[10, 10], [0, 1], [2, 3], [20, 20]]
+    assert torch.stack(clips).shape == (4, 2, 16, 16, 3)  # what makes a batch
+
+
+def test_a_bad_image_in_a_folder_ends_the_iteration(tmp_path):
+    counting_video(tmp_path / "a.mkv", 2)
+    (tmp_path / "b.png").write_text("this is no image")
+    clips = open_clips(tmp_path, num_frames=2, size=16)
+    assert frame_numbers(next(clips)) == [0, 1]
+    with pytest.raises(DataError) as error:
+        next(clips)
+    assert f"{tmp_path / 'b.png'} cannot be read as an image" in message_of(error)
+
+
 def test_too_short_names_the_counts(tmp_path):
     path = counting_video(tmp_path / "short.mkv", 12)
     with pytest.raises(DataError) as error:
@@ -162,7 +193,7 @@ def test_file_without_video(tmp_path):
 def test_missing_path_and_empty_folder(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         open_clips(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds no video.*\.mp4"):
+    with pytest.raises(DataError, match=r"holds no video and no image.*\.mp4.*\.png"):
         open_clips(tmp_path)
     with pytest.raises(DataError, match="is not a file"):
         read_video(tmp_path)
@@ -172,6 +203,8 @@ def test_missing_path_and_empty_folder(tmp_path):
 def test_counts_below_one_are_named(sample, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
         read_video(sample, **{name: 0})
+    with pytest.raises(ValueError, match=f"{name} must be at least 1; got 0"):
+        open_clips(sample, **{name: 0})
 
 
 @pytest.mark.parametrize(("module", "package"), [("av", "PyAV"), ("PIL", "Pillow"), ("skimage.data", "scikit-image")])

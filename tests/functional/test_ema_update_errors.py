@@ -24,7 +24,7 @@ import jepa_kernels as jk
         ([torch.zeros(2)], [[0.0, 0.0]], 0.5, {}, TypeError, "online 0 is list"),
         ([torch.zeros(2)], [torch.zeros(2, device="meta")], 0.5, {}, ValueError, "online 0 is on meta"),
         ([torch.zeros(2)], [torch.zeros(2)], 0.5, {"shadows": [torch.zeros(2)]}, TypeError, "shadow 0 is torch.float32"),
-        ([torch.zeros(2)], [torch.zeros(2)], 0.5, {"shadows": [torch.zeros(3).bfloat16()]}, ValueError, r"shadow 0 has shape \(3,\)"),
+        ([torch.zeros(2)], [torch.zeros(2)], 0.5, {"shadows": [torch.zeros(3).half()]}, ValueError, r"shadow 0 has shape \(3,\)"),
         ([torch.zeros(2)], [torch.zeros(2)], 0.5, {"seed": -1}, ValueError, "got -1"),
     ],
 )

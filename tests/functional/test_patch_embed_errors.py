@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 import jepa_kernels as jk
+from jepa_kernels.ops.patch_embed import looks_at_values
 
+NAN, INF = math.nan, math.inf
 IMAGE, IMAGE_WEIGHT = torch.zeros(2, 3, 32, 48), torch.zeros(8, 3, 16, 16)  # 6 patches an element
 CLIP, CLIP_WEIGHT = torch.zeros(2, 3, 4, 32, 48), torch.zeros(8, 3, 2, 16, 16)  # 12 patches an element
 
@@ -37,8 +41,15 @@ def ragged(values, bounds, dtype=torch.int32):
         (IMAGE, IMAGE_WEIGHT, {"bias": torch.zeros(8).half()}, TypeError, "bias is torch.float16, weight torch.float32"),
         (IMAGE, IMAGE_WEIGHT, {"mean": (1.0, 2.0)}, ValueError, r"mean has shape \(2,\); expected \(3,\)"),
         (IMAGE, IMAGE_WEIGHT, {"std": torch.ones(3, 1)}, ValueError, r"std has shape \(3, 1\); expected \(3,\)"),
-        (IMAGE, IMAGE_WEIGHT, {"std": (1.0, 0.0, 2.0)}, ValueError, r"std is \(1.0, 0.0, 2.0\).* must not be 0"),
-        (IMAGE, IMAGE_WEIGHT, {"std": torch.tensor([1.0, 0.0, 2.0])}, ValueError, r"std is \[1.0, 0.0, 2.0\].* must not be 0"),
+        (IMAGE, IMAGE_WEIGHT, {"mean": 0.5}, TypeError, "mean is 0.5; give 3 numbers, one for each channel"),
+        (IMAGE, IMAGE_WEIGHT, {"mean": (0.0, NAN, 0.0)}, ValueError, r"mean\[1\] is nan; give finite values"),
+        (IMAGE, IMAGE_WEIGHT, {"std": (1.0, 0.0, 2.0)}, ValueError, r"std\[1\] is 0.0; give positive finite values"),
+        (IMAGE, IMAGE_WEIGHT, {"std": (1.0, 1.0, -2)}, ValueError, r"std\[2\] is -2.0; give positive finite values"),
+        (IMAGE, IMAGE_WEIGHT, {"std": (NAN, 1.0, 1.0)}, ValueError, r"std\[0\] is nan; give positive finite values"),
+        (IMAGE, IMAGE_WEIGHT, {"std": (1.0, INF, 1.0)}, ValueError, r"std\[1\] is inf; give positive finite values"),
+        (IMAGE, IMAGE_WEIGHT, {"std": torch.tensor([1.0, 0.0, 2.0])}, ValueError, r"std\[1\] is 0.0; give positive"),
+        (IMAGE, IMAGE_WEIGHT, {"std": torch.tensor([1.0, 1.0, NAN])}, ValueError, r"std\[2\] is nan; give positive"),
+        (IMAGE, IMAGE_WEIGHT, {"keep": 5}, TypeError, r"keep is 5; give None, an int64 tensor \(2, K\), a list"),
         (
             IMAGE,
             IMAGE_WEIGHT,
@@ -116,3 +127,33 @@ def test_forced_backend_without_a_kernel_says_why():
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
     with jk.backend("triton"), pytest.raises(jk.BackendError, match="triton kernels need a CUDA tensor|triton is not installed"):
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
+
+
+def test_values_on_a_gpu_are_looked_at_on_request(monkeypatch):
+    monkeypatch.delenv("JEPA_KERNELS_CHECK", raising=False)
+    assert looks_at_values(torch.device("cpu")) and not looks_at_values(torch.device("cuda"))
+    monkeypatch.setenv("JEPA_KERNELS_CHECK", "1")
+    assert looks_at_values(torch.device("cuda"))
+
+
+@pytest.mark.gpu
+def test_rows_on_a_gpu_are_checked_on_request(monkeypatch):
+    pixels, weight, keep = IMAGE.cuda(), IMAGE_WEIGHT.cuda(), ids([0], [6]).cuda()
+    embed = torch.compile(jk.patch_embed, fullgraph=True, backend="aot_eager")
+    monkeypatch.delenv("JEPA_KERNELS_CHECK", raising=False)
+    assert embed(pixels, weight, keep=keep).isnan().flatten(1).all(1).tolist() == [False, True]
+    monkeypatch.setenv("JEPA_KERNELS_CHECK", "1")
+    with pytest.raises(ValueError, match="kept id 1, counted over all of keep, is out of range"):
+        embed(pixels, weight, keep=keep)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("bounds", [[0, 1, 2], [1, 2, 3], [0, 4, 3]], ids=["short", "late", "falling"])
+def test_compiled_call_refuses_the_bounds_of_ragged_ids(bounds):
+    def embed_kept(keep):
+        return jk.patch_embed(IMAGE, IMAGE_WEIGHT, keep=keep)
+
+    embed = torch.compile(embed_kept, fullgraph=True, backend="aot_eager")
+    assert embed(ragged([0, 1, 2], [0, 1, 3])).shape == (3, 8)
+    with pytest.raises(ValueError, match="cu_seqlens do not rise from 0 to the number of ids"):
+        embed(ragged([0, 1, 2], bounds))

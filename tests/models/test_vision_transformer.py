@@ -211,6 +211,34 @@ def test_predictor_rejects_masks_that_do_not_fit(model):
         model.predictor(torch.zeros(1, 3, 192), torch.tensor([[0, 1]]), torch.tensor([[5]]))
 
 
+@pytest.mark.parametrize("kind", [VisionTransformer, VisionTransformerPredictor])
+@pytest.mark.parametrize(
+    ("size", "frames", "message"),
+    [
+        (40, 4, "height = 40 is not a multiple of patch_size = 16; make it one, such as 32 or 48"),
+        ((32, 40), 4, "width = 40 is not a multiple of patch_size = 16"),
+        (32, 5, "num_frames = 5 is not a multiple of tubelet_size = 2; make it one, such as 4 or 6"),
+    ],
+)
+def test_sizes_that_patches_do_not_divide_are_refused(kind, size, frames, message):
+    with pytest.raises(ValueError, match=message):
+        kind(size, num_frames=frames, embed_dim=48, depth=1, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 3, 4, 40, 32), "height = 40 is not a multiple of patch_size = 16"),
+        ((1, 3, 4, 32, 40), "width = 40 is not a multiple of patch_size = 16"),
+        ((1, 3, 3, 32, 32), "frames = 3 is not a multiple of tubelet_size = 2"),
+    ],
+)
+def test_pixels_that_patches_do_not_divide_are_refused(shape, message):
+    encoder = VisionTransformer(32, num_frames=4, embed_dim=48, depth=1, num_heads=2, use_rope=True)
+    with pytest.raises(ValueError, match=message):
+        encoder(torch.zeros(shape))
+
+
 def test_wrappers_run_every_group_and_mask(model):
     clips = [torch.randn(1, 3, FRAMES, SIZE, SIZE), torch.randn(2, 3, FRAMES // 2, SIZE, SIZE)]
     masks_x = [[torch.tensor([[0, 1]])], [torch.tensor([[0], [1]]), torch.tensor([[2, 3], [4, 5]])]]

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from attention_oracle import NAMES, Problem, errors, exact, in_pytorch
+
 from conftest import assert_guards_intact, guarded, instruction_set, instruction_sets
 from jepa_kernels import _native
 

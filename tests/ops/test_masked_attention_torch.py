@@ -205,3 +205,24 @@ def test_gradient_of_some_inputs_only(name):
     v.requires_grad_()
     every = torch.autograd.grad(jk.masked_attention(q, k, v).square().sum(), (q, k, v))
     assert torch.equal(some, every[1])
+
+
+@pytest.mark.gpu
+def test_tokens_beyond_max_seqlen_are_nan_and_get_no_gradient():
+    """Lengths on a GPU are not looked at, so that nothing waits: what no program covers must not be left unwritten."""
+    qkv = torch.randn(80, 3, 2, 32, device="cuda", requires_grad=True)
+    cu_seqlens = torch.tensor([0, 70, 80], dtype=torch.int32, device="cuda")
+    with jk.backend("triton"):
+        out = jk.masked_attention(qkv, mask=jk.Ragged(cu_seqlens, 16))
+        out.nansum().backward()
+    assert not torch.isnan(out[70:]).any()
+    assert torch.isnan(out).any() and torch.isfinite(qkv.grad).all()
+
+
+@pytest.mark.gpu
+def test_runs_on_the_gpu_of_its_tensors():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    q = torch.randn(1, 2, 65, 32, device="cuda:1")
+    with jk.backend("triton"), torch.cuda.device(0):
+        torch.testing.assert_close(jk.masked_attention(q, q, q), jk.reference.masked_attention(q, q, q))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,13 @@ def run(*command: str | Path, **environment: str) -> str:
     """Runs a command from outside the source tree and returns its output; a failure shows it."""
     variables = {**os.environ, "JEPA_KERNELS_BUILD_CUDA": "off", **environment}
     finished = subprocess.run(
-        [str(part) for part in command], env=variables, cwd="/", capture_output=True, text=True, timeout=600, check=False
+        [str(part) for part in command],
+        env=variables,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert finished.returncode == 0, f"{command}\n{finished.stdout[-3000:]}\n{finished.stderr[-5000:]}"
     return finished.stdout + finished.stderr
@@ -51,7 +58,11 @@ def empty_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in distributions_of_torch():
         for file in metadata.files(name) or []:
             top = Path(file).parts[0]
-            source = Path(file.locate()).parents[len(Path(file).parts) - 2] if len(Path(file).parts) > 1 else Path(file.locate())
+            source = (
+                Path(file.locate()).parents[len(Path(file).parts) - 2]
+                if len(Path(file).parts) > 1
+                else Path(file.locate())
+            )
             if top not in ("..", "__pycache__") and source.exists() and not (site / top).exists():
                 (site / top).symlink_to(source.resolve())
     return folder
@@ -74,12 +85,18 @@ def install(environment: Path, package: Path, **variables: str) -> str:
 def test_wheel_holds_every_package_and_no_source_of_the_native_modules(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     source = {
-        f"jepa_kernels/{path.relative_to(ROOT / 'python/jepa_kernels')}" for path in (ROOT / "python/jepa_kernels").rglob("*.py")
-    } | {f"jepa_kernels/kernels/{path.relative_to(ROOT / 'kernels/jepa_triton')}" for path in (ROOT / "kernels/jepa_triton").rglob("*.py")}
+        f"jepa_kernels/{path.relative_to(ROOT / 'python/jepa_kernels')}"
+        for path in (ROOT / "python/jepa_kernels").rglob("*.py")
+    } | {
+        f"jepa_kernels/kernels/{path.relative_to(ROOT / 'kernels/jepa_triton')}"
+        for path in (ROOT / "kernels/jepa_triton").rglob("*.py")
+    }
     assert source <= set(names), sorted(source - set(names))
     assert any(re.fullmatch(r"jepa_kernels/_cpu\..*\.so", name) for name in names)
     assert "jepa_kernels/py.typed" in names and "jepa_kernels/kernels/configs/sm_90.json" in names
-    assert not any(name.endswith((".cpp", ".cu", ".h")) or name.startswith(("kernels/", "tests/", "csrc/")) for name in names)
+    assert not any(
+        name.endswith((".cpp", ".cu", ".h")) or name.startswith(("kernels/", "tests/", "csrc/")) for name in names
+    )
 
 
 def test_wheel_works_in_an_environment_with_torch_alone(wheel, empty_environment):
@@ -141,11 +158,36 @@ def test_a_required_compiler_that_is_missing_stops_the_install(empty_environment
         install(empty_environment, ROOT, PATH=str(tmp_path / "bin"), CXX="", JEPA_KERNELS_BUILD_CPU="on")
 
 
+def test_an_editable_install_works_and_follows_the_sources(empty_environment, tmp_path):
+    unwanted = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.so", "*.egg-info", "__pycache__")
+    tree = shutil.copytree(ROOT, tmp_path / "tree", ignore=unwanted)
+    python = empty_environment / "bin" / "python"
+    options = ["--no-deps", "--no-build-isolation", "--force-reinstall", "--no-index"]
+    run(
+        *(sys.executable, "-m", "pip", "--python", python, "install", *options, "--editable", tree),
+        JEPA_KERNELS_BUILD_CPU="off",
+    )
+    with (tree / "python/jepa_kernels/__init__.py").open("a", encoding="utf-8") as file:
+        file.write('\nADDED_AFTER_THE_INSTALL = "yes"\n')
+    check = """
+import importlib.util, jepa_kernels as jk, torch
+target = torch.zeros(3)
+jk.ema_update_([target], [torch.ones(3)], 0.75)
+assert target.tolist() == [0.25] * 3
+print(jk.ADDED_AFTER_THE_INSTALL, importlib.util.find_spec("jepa_kernels.kernels").origin)
+"""
+    assert run(python, "-c", check).split()[:2] == ["yes", str(tree / "kernels/jepa_triton/__init__.py")]
+
+
 def test_sdist_holds_what_a_build_needs(tmp_path):
     run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, ROOT)
     archive = next(tmp_path.glob("*.tar.gz"))
     with tarfile.open(archive) as opened:
         names = {name.split("/", 1)[1] for name in opened.getnames() if "/" in name}
-    tracked = {str(path.relative_to(ROOT)) for folder in ("csrc", "kernels", "python", "tests") for path in (ROOT / folder).rglob("*.*")}
+    tracked = {
+        str(path.relative_to(ROOT))
+        for folder in ("csrc", "kernels", "python", "tests")
+        for path in (ROOT / folder).rglob("*.*")
+    }
     expected = {name for name in tracked if name.endswith((".py", ".cpp", ".cu", ".h", ".json"))}
     assert expected | {"CMakeLists.txt", "LICENSE", "Makefile", "README.md", "constraints.txt"} <= names

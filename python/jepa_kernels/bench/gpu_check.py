@@ -49,7 +49,10 @@ def steps(tests: Path, output: Path, sanitizer: str | None) -> list[Step]:
         found.append(
             Step(
                 tool,
-                (sanitizer or "", "--tool", tool, "--error-exitcode", "1", *pytest, "-m", "gpu", "-k", _SANITIZED, str(tests / "ops")),
+                (
+                    *(sanitizer or "", "--tool", tool, "--error-exitcode", "1"),
+                    *(*pytest, "-m", "gpu", "-k", _SANITIZED, str(tests / "ops")),
+                ),
             )
         )
     found.append(

@@ -1,4 +1,4 @@
-"""Pixels of the benchmark: a decoded video clip, cut and resized to what a case needs."""
+"""Pixels of the benchmark: decoded frames of a video or an image, cut and resized to what a case needs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Clip:
         return hashlib.sha256(self.frames.contiguous().numpy().tobytes()).hexdigest()
 
     def cut(self, batch: int, frames: int, size: int) -> Tensor:
-        """uint8 (batch, frames, size, size, 3): consecutive clips, wrapping at the video's end."""
+        """uint8 (batch, frames, size, size, 3): consecutive clips, wrapping at the video's end; an image repeats."""
         pixels = self.frames[: batch * frames]
         if pixels.shape[1:3] != (size, size):
             planes = pixels.permute(0, 3, 1, 2).float()
@@ -41,15 +41,32 @@ class Clip:
 
 
 def load_clip(path: Path | None) -> Clip:
-    """Decode the first frames of `path`, or of the package's sample video.
+    """Decode the first frames of a video, an image, the first readable file of a folder, or the package's sample video.
 
-    Raises `BenchInputError` when the file is missing or no video, or a package that decoding needs is missing.
+    Raises `BenchInputError` when the path is missing, nothing there can be read, or a package that decoding needs is
+    missing.
     """
     from .. import data
+    from ..data.clips import clip_files
 
     try:
-        video = data.sample_video() if path is None else path
-        frames = torch.cat(list(islice(data.iterate_clips(video, num_frames=1, size=SIZE), MAX_FRAMES)))
+        if path is None:
+            return Clip(_first_frames(data.sample_video()), "sample")
+        files = clip_files(path)
     except data.DataError as error:
-        raise BenchInputError(f"input video: {error}") from error
-    return Clip(frames, "sample" if path is None else path.name)
+        raise BenchInputError(f"input: {error}") from error
+    first_error: data.DataError | None = None
+    for file in files:
+        try:
+            # The name tells which file of a folder was taken.
+            return Clip(_first_frames(file), path.name if file == path else str(file.relative_to(path.parent)))
+        except data.DataError as error:
+            first_error = first_error or error
+    of_all = f"none of the {len(files)} files in {path} can be read; the first: " if len(files) > 1 else ""
+    raise BenchInputError(f"input: {of_all}{first_error}") from first_error
+
+
+def _first_frames(file: Path) -> Tensor:
+    from ..data import open_clips
+
+    return torch.cat(list(islice(open_clips(file, num_frames=1, size=SIZE), MAX_FRAMES)))

@@ -57,3 +57,26 @@ def transformer_flops(tokens: int, pairs: int, dim: int, depth: int, *, mlp_rati
     linear = (8 + 4 * mlp_ratio) * tokens * dim * dim
     attention = 4 * pairs * dim
     return depth * (linear * (3 if backward else 1) + attention * (3.5 if backward else 1))
+
+
+def jepa_loss_flops(tokens: int, dim: int, *, backward: bool = False) -> int:
+    """12 per element: two sums of the norm (4), the normalised value (2), difference and penalty (2), gradient; backward
+    computes the norm again."""
+    return (8 + (12 if backward else 0)) * tokens * dim
+
+
+def jepa_loss_bytes(tokens: int, dim: int, *, value_bytes: int, backward: bool = False) -> int:
+    """Predictions and gathered targets, 8 bytes of id a token; backward writes the gradient. Each input counts once."""
+    return tokens * (2 * dim * value_bytes + 8) + (tokens * dim * value_bytes if backward else 0)
+
+
+def sigreg_flops(sets: int, samples: int, dim: int, slices: int, points: int) -> int:
+    """Forward and backward: two matrix products, and per sample and slice 6 and 8 a point after the first and 2 x 30 for the sine
+    and cosine."""
+    projections = sets * samples * slices
+    return projections * (4 * dim + 14 * (points - 1) + 60)
+
+
+def sigreg_bytes(sets: int, samples: int, dim: int, slices: int, *, value_bytes: int) -> int:
+    """x, its gradient, and the directions, once each."""
+    return (2 * sets * samples * dim + dim * slices) * value_bytes

@@ -50,14 +50,9 @@ def iterate_clips(
     Raises:
         DataError, ValueError: as `read_video`, when the video has no whole clip or breaks off.
     """
-    for name, value, least in (
-        ("num_frames", num_frames, 1),
-        ("frame_step", frame_step, 1),
-        ("size", size, 1),
-        ("start", start, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}; got {value}")
+    check_counts(num_frames, frame_step, size)
+    if start < 0:
+        raise ValueError(f"start must be at least 0; got {start}")
     span = (num_frames - 1) * frame_step + 1
     clip: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     decoded = clips = 0
@@ -75,6 +70,13 @@ def iterate_clips(
             f"{path} has {decoded} frames, too few: {num_frames} frames every {frame_step} from frame {start} on need "
             f"{start + span}; use a longer video, a smaller frame_step or fewer frames"
         )
+
+
+def check_counts(num_frames: int, frame_step: int, size: int | None) -> None:
+    """The counts that describe a clip are at least 1."""
+    for name, value in (("num_frames", num_frames), ("frame_step", frame_step), ("size", size)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
 
 
 @contextmanager

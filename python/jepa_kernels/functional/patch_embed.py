@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops.patch_embed import looks_at_values
 from ..ops.patch_embed import patch_embed as _operator
 from ..ragged import RaggedIds
 
@@ -48,10 +49,13 @@ def patch_embed(
         `pos_embed`'s. Gradients for weight, bias, pos_embed and float pixels.
 
     Raises:
-        TypeError: an argument is no tensor, or its dtype is not listed above.
+        TypeError: an argument is no tensor, or its dtype is not listed above; `mean` or `std` is a single number.
         ValueError: ranks, sizes or devices do not fit, the frame is not divisible into patches, `mean` or `std` has another
-            length than C, a std is 0, or an id lies outside [0, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1;
-            without it an id out of range reads nothing and yields a row of NaN.
+            length than C or is not finite, a std is not positive, an id lies outside [0, N), or `cu_seqlens` do not
+            rise from 0 to the number of ids. Tensors on a GPU are looked into only with JEPA_KERNELS_CHECK=1;
+            without it an id out of range reads nothing and yields a row of NaN. Under torch.compile the operator
+            looks at ids and `cu_seqlens` by the same rule; the values of `mean` and `std` tensors are not looked
+            at.
 
     Cost: 2 * R * K * D FLOPs for R kept patches of K = C * pt * ph * pw pixels. Bytes: R * K of uint8 pixels (4 * R * K of
         float32), the weight, and R * D tokens; on a CPU also R * K packed values written and read once.
@@ -174,32 +178,45 @@ def _positions(pos_embed: Tensor | None, pixels: Tensor, tokens: int, width: int
 
 
 def _checking(device: torch.device) -> bool:
-    """Whether values are looked at here: always on a CPU; on a GPU this waits for the device, so only when asked to."""
-    if torch.compiler.is_compiling():
-        return False
-    return device.type == "cpu" or os.environ.get("JEPA_KERNELS_CHECK") == "1"
+    """Whether values are looked at here: not under torch.compile, which traces without; there the operator does."""
+    return not torch.compiler.is_compiling() and looks_at_values(device)
+
+
+def channel_numbers(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """`mean` or `std` as Python numbers: one for each channel, finite, those of `std` positive."""
+    if not hasattr(values, "__len__"):
+        raise TypeError(f"patch_embed: {name} is {values}; give {channels} numbers, one for each channel")
+    if len(values) != channels:
+        raise ValueError(
+            f"patch_embed: {name} has shape ({len(values)},); expected ({channels},), one number for each channel"
+        )
+    numbers = tuple(float(value) for value in values)
+    for index, number in enumerate(numbers):
+        if not math.isfinite(number) or (name == "std" and number <= 0):
+            wanted = "positive finite" if name == "std" else "finite"
+            raise ValueError(f"patch_embed: {name}[{index}] is {number}; give {wanted} values")
+    return numbers
 
 
 def _channel_values(name: str, values: Channels, pixels: Tensor, dtype: torch.dtype) -> Tensor | None:
     if values is None:
         return None
     channels = pixels.shape[1]
-    shape = tuple(values.shape) if isinstance(values, Tensor) else (len(values),)
-    if shape != (channels,):
-        raise ValueError(f"patch_embed: {name} has shape {shape}; expected ({channels},), one number for each channel")
-    if isinstance(values, Tensor):
-        _check_tensor(name, values, _FLOATS, pixels)
-        if values.requires_grad:
-            raise ValueError(f"patch_embed: {name} requires grad, and no gradient is computed for it; pass {name}.detach()")
-        if name == "std" and _checking(pixels.device) and bool((values == 0).any()):
-            raise ValueError(f"patch_embed: std is {values.tolist()}; a channel's standard deviation must not be 0")
-        return values.to(dtype)
-    numbers = tuple(float(value) for value in values)
-    if name == "std" and 0.0 in numbers:
-        raise ValueError(f"patch_embed: std is {numbers}; a channel's standard deviation must not be 0")
-    if pixels.is_cuda and not torch.compiler.is_compiling() and type(pixels) in (Tensor, torch.nn.Parameter):
-        return _device_constants(numbers, dtype, pixels.device)
-    return torch.tensor(numbers, dtype=dtype, device=pixels.device)
+    if not isinstance(values, Tensor):
+        numbers = channel_numbers(name, values, channels)
+        if pixels.is_cuda and not torch.compiler.is_compiling() and type(pixels) in (Tensor, torch.nn.Parameter):
+            return _device_constants(numbers, dtype, pixels.device)
+        return torch.tensor(numbers, dtype=dtype, device=pixels.device)
+    if values.shape != (channels,):
+        raise ValueError(
+            f"patch_embed: {name} has shape {tuple(values.shape)}; expected ({channels},), one number for each channel"
+        )
+    _check_tensor(name, values, _FLOATS, pixels)
+    if values.requires_grad:
+        raise ValueError(f"patch_embed: {name} requires grad, and no gradient is computed for it; pass {name}.detach()")
+    if _checking(pixels.device):
+        channel_numbers(name, values.tolist(), channels)
+    return values.to(dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -220,6 +237,9 @@ def _rows(keep: Keep, pixels: Tensor, tokens: int) -> Tensor | None:
         place = torch.arange(ids.shape[0], device=ids.device, dtype=torch.int32)
         element = torch.bucketize(place, keep.cu_seqlens[1:], right=True)
         inside = (ids >= 0) & (ids < tokens) & (element < batch)
+        if torch.compiler.is_compiling():  # fused into the rest there; the operator refuses the rows
+            bounds = keep.cu_seqlens
+            inside &= (bounds[0] == 0) & (bounds[-1] == ids.shape[0]) & (bounds.diff() >= 0).all()
     else:
         ids = _stacked(keep, pixels)  # [M, B, K]
         element = torch.arange(batch, device=ids.device).view(1, batch, 1)
@@ -231,6 +251,11 @@ def _rows(keep: Keep, pixels: Tensor, tokens: int) -> Tensor | None:
 
 
 def _stacked(keep: Tensor | Sequence[Tensor], pixels: Tensor) -> Tensor:
+    if not isinstance(keep, (Tensor, Sequence)):
+        raise TypeError(
+            f"patch_embed: keep is {keep!r}; give None, an int64 tensor ({pixels.shape[0]}, K), a list of such, "
+            "or RaggedIds"
+        )
     masks = [keep] if isinstance(keep, Tensor) else list(keep)
     if not masks:
         raise ValueError("patch_embed: keep is an empty list; pass None to keep all patches")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..patch_grid import patch_count
 from ..rope import Rope3D
 
 
@@ -31,6 +32,13 @@ def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute:
     for block in blocks:
         x = checkpoint(block, x, rope=rope, use_reentrant=False) if recompute else block(x, rope=rope)
     return x
+
+
+def token_grid(num_frames: int, height: int, width: int, tubelet_size: int, patch_size: int) -> tuple[int, int, int]:
+    """Tokens along frame, row and column; one frame is an image, without tubelets."""
+    depth = patch_count("num_frames", num_frames, "tubelet_size", tubelet_size) if num_frames > 1 else 1
+    rows = patch_count("height", height, "patch_size", patch_size)
+    return depth, rows, patch_count("width", width, "patch_size", patch_size)
 
 
 def frame_size(img_size: int | tuple[int, int]) -> tuple[int, int]:

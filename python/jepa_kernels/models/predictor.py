@@ -9,7 +9,7 @@ from ..masks import apply_masks
 from ..nn import Block, get_3d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..rope import Rope3D
-from ._common import frame_size, init_weights, run_blocks
+from ._common import frame_size, init_weights, run_blocks, token_grid
 
 
 class VisionTransformerPredictor(nn.Module):
@@ -28,7 +28,8 @@ class VisionTransformerPredictor(nn.Module):
     `predictor_proj.*` (and `predictor_pos_embed` without RoPE).
 
     Raises:
-        ValueError: masks and tokens that do not fit each other.
+        ValueError: masks and tokens that do not fit each other; a size that `patch_size`, or frames that
+            `tubelet_size`, does not divide.
 
     Deterministic: as its operators are.
 
@@ -61,8 +62,9 @@ class VisionTransformerPredictor(nn.Module):
     ) -> None:
         super().__init__()
         height, width = frame_size(img_size)
-        self.grid_height, self.grid_width = height // patch_size, width // patch_size
-        self.grid_depth = num_frames // tubelet_size
+        self.grid_depth, self.grid_height, self.grid_width = token_grid(
+            num_frames, height, width, tubelet_size, patch_size
+        )
         self.use_rope = use_rope
         self.use_activation_checkpointing = use_activation_checkpointing
 

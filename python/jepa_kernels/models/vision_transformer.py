@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
+from ..patch_grid import patch_count
 from ..rope import Rope3D
-from ._common import frame_size, init_weights, run_blocks
+from ._common import frame_size, init_weights, run_blocks, token_grid
 from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
 
 
@@ -31,7 +32,8 @@ class VisionTransformer(nn.Module):
     State dict: the official keys, `patch_embed.proj.*`, `blocks.i.*`, `norm.*` (and `pos_embed` without RoPE).
 
     Raises:
-        ValueError: pixels that do not fit the model.
+        ValueError: pixels that do not fit the model; a size that `patch_size`, or frames that `tubelet_size`, does not
+            divide.
 
     Deterministic: as its operators are.
 
@@ -70,7 +72,9 @@ class VisionTransformer(nn.Module):
         self.use_rope = use_rope
         self.use_activation_checkpointing = use_activation_checkpointing
 
-        rows, columns = self.img_height // patch_size, self.img_width // patch_size
+        depth_patches, rows, columns = token_grid(
+            num_frames, self.img_height, self.img_width, tubelet_size, patch_size
+        )
         self.patch_embed: PatchEmbed | PatchEmbed3D
         if self.is_video:
             self.patch_embed = PatchEmbed3D(
@@ -78,7 +82,6 @@ class VisionTransformer(nn.Module):
             )
         else:
             self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, pixel_mean, pixel_std)
-        depth_patches = num_frames // tubelet_size if self.is_video else 1
         self.num_patches = depth_patches * rows * columns
 
         self.pos_embed: nn.Parameter | None = None
@@ -117,8 +120,9 @@ class VisionTransformer(nn.Module):
         if x.ndim != dims or x.shape[1] != self.in_chans:
             shape = "(B, C, T, H, W)" if self.is_video else "(B, C, H, W)"
             raise ValueError(f"pixels must be {shape} with C = {self.in_chans}; got shape {tuple(x.shape)}")
-        depth = x.shape[2] // self.tubelet_size if self.is_video else 1
-        return depth, x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        depth = patch_count("frames", x.shape[2], "tubelet_size", self.tubelet_size) if self.is_video else 1
+        rows = patch_count("height", x.shape[-2], "patch_size", self.patch_size)
+        return depth, rows, patch_count("width", x.shape[-1], "patch_size", self.patch_size)
 
     def _pos_embed(self, depth: int, rows: int, columns: int) -> Tensor | None:
         if self.pos_embed is None:

@@ -8,6 +8,7 @@ from .pos_embs import (
     get_2d_sincos_pos_embed,
     get_3d_sincos_pos_embed,
 )
+from .sigreg import SIGReg
 
 __all__ = [
     "MLP",
@@ -16,6 +17,7 @@ __all__ = [
     "PatchEmbed",
     "PatchEmbed3D",
     "RoPEAttention",
+    "SIGReg",
     "get_1d_sincos_pos_embed_from_grid",
     "get_2d_sincos_pos_embed",
     "get_3d_sincos_pos_embed",

@@ -20,13 +20,14 @@ def define(
     *,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., None] | None = None,
+    tags: tuple[torch.Tag, ...] = (),
 ) -> Callable[..., Any]:
     """Defines `jepa_kernels::<schema>` and returns the callable operator.
 
     The implementation runs with autocast off: autocast would otherwise reach the torch operators inside it, after
     `functional` has already cast what should be cast. It runs with the tensors' GPU current, as kernels launch there.
     """
-    name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    name = _library.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     short = name.split("::")[-1]
 
     def run(*arguments: Any) -> Any:

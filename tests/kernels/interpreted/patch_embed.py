@@ -95,3 +95,29 @@ def test_bfloat16_and_float64_are_refused():
     for dtype, reason in ((torch.bfloat16, "interpreter computes bfloat16 wrongly"), (torch.float64, "computes in float32")):
         with jk.backend("triton"), pytest.raises(jk.BackendError, match=reason):
             jk.patch_embed(pixels, weight.to(dtype))
+
+
+def test_constants_of_any_strides():
+    pixels, weight, bias, pos_embed, _ = problem((1, 3, 16, 16), (8, 8), 6, torch.float32)
+    expanded = torch.tensor([120.0]).expand(3)
+    column = torch.stack([bias, torch.full_like(bias, 9.0)], dim=1)[:, 0]
+    want = jk.reference.patch_embed(pixels, weight, bias, pos_embed=pos_embed, mean=expanded, std=expanded)
+    with jk.backend("triton"):
+        got = jk.patch_embed(pixels, weight, column, pos_embed=pos_embed, mean=expanded, std=expanded)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_nan_gradients_at_ids_out_of_range_reach_no_parameter():
+    """Tokens of such ids are NaN, and a loss over them sends NaN back."""
+    from jepa_kernels.ops.patch_embed import OPERATOR
+
+    pixels, weight, _, _, _ = problem((1, 3, 1, 16, 16), (1, 8, 8), 6, torch.float32)
+    rows = torch.tensor([0, -1, 3])
+    grad = torch.randn(3, 6)
+    grad[1] = torch.nan
+    backward = OPERATOR.backends["triton"].functions["backward"]
+    found = backward(grad, pixels, weight, rows, None, None, torch.float32, [True, True, True, False])
+    kept = torch.tensor([0, 2])
+    want = backward(grad[kept], pixels, weight, rows[kept], None, None, torch.float32, [True, True, True, False])
+    for a, b in zip(found[:3], want[:3], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)

@@ -48,7 +48,8 @@ inline double sum_squares_chunk(const AdamWTensor& t, int64_t begin, int64_t end
 // m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2;  p <- (1 - lr wd) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) +
 // eps); k <- momentum k + (1 - momentum) p
 template <typename Grad, bool kTarget>
-void update_range(const AdamWTensor& t, int64_t begin, int64_t count, const AdamWCoefficients& c) {
+void update_range(const AdamWTensor& t, int64_t begin, int64_t count, const AdamWCoefficients& coefficients) {
+  const AdamWCoefficients c = coefficients;  // a copy: stores to the tensors cannot change it, so it stays in registers
   float* __restrict param = t.param + begin;
   float* __restrict exp_avg = t.exp_avg + begin;
   float* __restrict exp_avg_sq = t.exp_avg_sq + begin;

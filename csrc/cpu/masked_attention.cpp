@@ -27,7 +27,7 @@ namespace {
 
 constexpr int64_t kPackChunk = 256;         // keys that one work item packs
 constexpr int64_t kWholeHeadsPerThread = 8;  // from this many heads a thread on, whole heads are the unit of work
-constexpr int64_t kBackwardItems = 32;      // fewer heads than this are split by keys; a property of the shape, not of the threads
+constexpr int64_t kBackwardItems = 16;      // fewer heads than this are split by keys; a property of the shape, not of the threads
 
 AttentionKernels kernels_for(DType dtype) {
 #if defined(JEPA_HAVE_AVX512_BF16)

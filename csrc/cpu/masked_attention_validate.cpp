@@ -34,6 +34,7 @@ void check_tensors(const AttentionTensors& t) {
   if (dim < 2 || dim > kMaxHeadDim || dim % 2 != 0)
     refuse("head dim " + text(dim) + ": it must be even, from 2 to " + text(kMaxHeadDim));
   const int64_t queries = q.sizes[2], keys = t.k.sizes[2];
+  if (queries > INT32_MAX || keys > INT32_MAX) refuse("more than 2^31 - 1 tokens");
   check_rows(q, q, queries, "q");
   check_rows(t.k, q, keys, "k");
   check_rows(t.v, q, keys, "v");

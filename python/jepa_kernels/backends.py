@@ -1,7 +1,8 @@
 """Which implementation of an operator runs, and why.
 
 Order of precedence: `with backend("triton"):`, then the environment (`JEPA_KERNELS_BACKEND_<OPERATOR>`, `JEPA_KERNELS_BACKEND`),
-then automatic. A forced backend runs or raises; automatic takes the first that supports the call and logs once what it passed over.
+then automatic. A forced backend runs or raises; automatic takes the first that supports the call and logs once what it passed
+over.
 """
 
 from __future__ import annotations

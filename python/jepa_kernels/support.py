@@ -7,7 +7,7 @@ import torch
 from . import backends
 from .ops import registry
 
-# Architectures for which tests/aot compiles every Triton kernel (`pytest -m aot_full`; `make test` takes a part) and every CUDA source.
+# Architectures for which tests/aot compiles every CUDA source and every Triton kernel (`pytest -m aot_full`; `make test` a part).
 ARCHITECTURES = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 BEGIN = "<!-- jepa-kernels support: begin -->"

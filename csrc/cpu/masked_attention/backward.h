@@ -48,6 +48,7 @@ struct BackwardScratch {
   float *key_gradient, *value_gradient;  // [key][channel]
   float* transposed;
   uint32_t* visible;
+  int32_t* limits;
   Tile* tiles;
   uint8_t *all, *any;
 
@@ -64,6 +65,7 @@ struct BackwardScratch {
     value_gradient = bump.take<float>(kKeyBlock * layout.lane_dim);
     transposed = bump.take<float>(A::kLanes * layout.lane_dim);
     visible = bump.take<uint32_t>(kTileKeys * kWidth);
+    limits = bump.take<int32_t>(kWidth);
     tiles = bump.take<Tile>(kKeyBlock / kTileKeys);
     all = bump.take<uint8_t>(kKeyBlock);
     any = bump.take<uint8_t>(kKeyBlock);
@@ -173,7 +175,7 @@ struct BackwardTile {
       clear(scratch.score_gradient_pairs + row * kWidth, kTileKeys * kWidth);
       return;
     }
-    if (tile == Tile::kPartial) build_tile_mask(p, first_query, kWidth, key, scratch.visible);
+    if (tile == Tile::kPartial) build_tile_mask(p, scratch.limits, first_query, kWidth, key, scratch.visible);
     for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
       if (tile == Tile::kPartial)
         compute<true>(key + part, row + part, part);
@@ -252,6 +254,7 @@ void backward_tile_block(const AttentionProblem& p, const Layout<A>& layout, con
   bool some = false;
   for (int64_t t = 0; t < tiles; ++t) some = some || scratch.tiles[t] != Tile::kEmpty;
   if (!some) return;
+  fill_limits(p, first_query, Vectors * A::kLanes, scratch.limits);
   BackwardTile<A, Vectors> tile{p, layout, packed, scratch, first_query, p.scale * A::kLogBase};
   for (int64_t t = 0; t < tiles; ++t) tile.run(key_begin + t * kTileKeys, t * kTileKeys, scratch.tiles[t]);
   tile.multiply(key_begin, key_end - key_begin, query_gradient);

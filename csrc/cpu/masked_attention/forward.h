@@ -43,6 +43,7 @@ struct ForwardScratch {
   float* scores;     // one tile
   float* partial;
   uint32_t* visible;
+  int32_t* limits;
   float *reference, *total;  // a lane each
   float* weight;             // the sum of the probabilities as rounded: it divides the output, so that their errors partly cancel
   Tile* tiles;
@@ -59,6 +60,7 @@ struct ForwardScratch {
     scores = bump.take<float>(kTileKeys * kWidth);
     partial = bump.take<float>(kTileKeys * kWidth);
     visible = bump.take<uint32_t>(kTileKeys * kWidth);
+    limits = bump.take<int32_t>(kWidth);
     reference = bump.take<float>(kWidth);
     total = bump.take<float>(kWidth);
     weight = bump.take<float>(kWidth);
@@ -112,6 +114,7 @@ struct ForwardBlock {
   void run() {
     const int64_t end_query = smaller(first_query + kWidth, p.queries);
     load_queries();
+    fill_limits(p, first_query, kWidth, scratch.limits);
     clear(scratch.output, layout.lane_dim * kWidth);
     for (int64_t lane = 0; lane < kWidth; ++lane) {
       scratch.reference[lane] = -INFINITY;
@@ -210,7 +213,7 @@ struct ForwardBlock {
       score(sum, key + part);
       store_tile<A, Vectors>(sum, scratch.scores + part * kWidth, kWidth);
     }
-    if (tile == Tile::kPartial) build_tile_mask(p, first_query, kWidth, key, scratch.visible);
+    if (tile == Tile::kPartial) build_tile_mask(p, scratch.limits, first_query, kWidth, key, scratch.visible);
     Vec highest[Vectors];
     for (int v = 0; v < Vectors; ++v) {
       highest[v] = A::set(-INFINITY);

@@ -52,16 +52,23 @@ inline void classify_tiles(const AttentionProblem& p, int64_t begin, int64_t end
   }
 }
 
-// visible[key * width + lane]: all ones where query first_query + lane may see key first_key + key. Lanes past the last query copy it.
-inline void build_tile_mask(const AttentionProblem& p, int64_t first_query, int64_t width, int64_t first_key, uint32_t* visible) {
-  for (int64_t lane = 0; lane < width; ++lane) {
-    const int64_t query = smaller(first_query + lane, p.queries - 1);
-    const int64_t limit = p.key_limit(query);
-    for (int64_t key = 0; key < kTileKeys; ++key) {
-      bool attend = first_key + key < limit;
-      if (attend && p.mask != nullptr) attend = p.mask[query * p.mask_row + (first_key + key) * p.mask_column] != 0;
-      visible[key * width + lane] = attend ? 0xffffffffu : 0u;
-    }
+// The number of keys that each lane's query may see, before any bool mask. Lanes past the last query copy it.
+inline void fill_limits(const AttentionProblem& p, int64_t first_query, int64_t width, int32_t* limits) {
+  for (int64_t lane = 0; lane < width; ++lane)
+    limits[lane] = static_cast<int32_t>(p.key_limit(smaller(first_query + lane, p.queries - 1)));
+}
+
+// visible[key * width + lane]: all ones where query first_query + lane may see key first_key + key.
+inline void build_tile_mask(const AttentionProblem& p, const int32_t* __restrict limits, int64_t first_query, int64_t width,
+                            int64_t first_key, uint32_t* __restrict visible) {
+  for (int64_t key = 0; key < kTileKeys; ++key) {
+    const int32_t place = static_cast<int32_t>(first_key + key);
+    uint32_t* row = visible + key * width;
+    for (int64_t lane = 0; lane < width; ++lane) row[lane] = place < limits[lane] ? 0xffffffffu : 0u;
+    if (p.mask == nullptr || place >= p.keys) continue;
+    const uint8_t* column = p.mask + place * p.mask_column;
+    for (int64_t lane = 0; lane < width; ++lane)
+      if (column[smaller(first_query + lane, p.queries - 1) * p.mask_row] == 0) row[lane] = 0;
   }
 }
 

@@ -1,4 +1,4 @@
-"""One entry an operator: its backends and what tests, the compile gate, the benchmark and the support table need to know of it."""
+"""One entry an operator: its backends, and what tests, compile gate, benchmark and support table need to know of it."""
 
 from __future__ import annotations
 

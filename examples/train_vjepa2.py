@@ -54,9 +54,7 @@ def main() -> None:
         seed=args.seed,
     ).to(args.device)
     optimizer = make_optimizer(model, lr=args.lr)
-    masks = MultiBlockMask3D.from_clip(
-        args.frames, args.size, generator=torch.Generator().manual_seed(args.seed)
-    )
+    masks = MultiBlockMask3D.from_clip(args.frames, args.size, generator=torch.Generator().manual_seed(args.seed))
     start = time.perf_counter()
     for step, clips in zip(range(1, args.steps + 1), batches(args), strict=False):
         loss, stats = train_step(

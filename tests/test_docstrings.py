@@ -32,7 +32,14 @@ def test_examples(name, tmp_path, monkeypatch):
 
 def test_the_public_functions_have_examples():
     for name in (
-        "patch_embed", "masked_attention", "ema_update_", "jepa_loss", "sigreg", "vicreg_loss", "backend", "explain",
+        "patch_embed",
+        "masked_attention",
+        "ema_update_",
+        "jepa_loss",
+        "sigreg",
+        "vicreg_loss",
+        "backend",
+        "explain",
     ):
         assert ">>>" in (getattr(jk, name).__doc__ or ""), name
 
@@ -46,10 +53,19 @@ def test_every_public_name_resolves_and_is_documented():
 def test_every_operator_has_its_file_in_every_folder():
     root = Path(__file__).resolve().parents[1]
     for operator in all_operators():
-        expected = [f"python/jepa_kernels/{folder}/{operator.name}.py" for folder in ("functional", "ops", "reference")]
-        expected += [f"docs/{operator.name}.md", f"tests/ops/test_{operator.name}.py", f"benchmarks/test_{operator.name}.py"]
+        expected = [
+            f"python/jepa_kernels/{folder}/{operator.name}.py" for folder in ("functional", "ops", "reference")
+        ]
+        expected += [
+            f"docs/{operator.name}.md",
+            f"tests/ops/test_{operator.name}.py",
+            f"benchmarks/test_{operator.name}.py",
+        ]
         if "triton" in operator.backends:
-            expected += [f"kernels/jepa_triton/{operator.name}.py", f"tests/kernels/test_{operator.name}_interpreter.py"]
+            expected += [
+                f"kernels/jepa_triton/{operator.name}.py",
+                f"tests/kernels/test_{operator.name}_interpreter.py",
+            ]
         if "cpu" in operator.backends:
             expected.append(f"csrc/cpu/{operator.name}.cpp")
         if "cuda" in operator.backends:

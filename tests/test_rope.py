@@ -59,7 +59,9 @@ def test_from_ids_names_frame_row_column():
     assert scaled.precision == "native"
 
 
-def original_tables(positions: torch.Tensor, d: int, dtype: torch.dtype, promote: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def original_tables(
+    positions: torch.Tensor, d: int, dtype: torch.dtype, promote: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What the original modules compute for integer positions (N,) of one axis: in dtype, or as CUDA autocast promotes pow."""
     exponent = torch.arange(d // 2, dtype=dtype)
     exponent /= d / 2.0
@@ -85,7 +87,9 @@ def test_low_precision_modes_equal_original(precision, head_dim, dtype):
 
 def test_precisions_differ():
     positions = torch.tensor([[10.0, 20.0, 30.0]])
-    cos = {p: jk.Rope3D(positions, precision=p).tables(64, torch.bfloat16).k_cos for p in ("fp32", "amp_compat", "native")}
+    cos = {
+        p: jk.Rope3D(positions, precision=p).tables(64, torch.bfloat16).k_cos for p in ("fp32", "amp_compat", "native")
+    }
     assert not torch.allclose(cos["fp32"], cos["amp_compat"], atol=1e-2)
     assert not torch.equal(cos["amp_compat"], cos["native"])
     # float32 queries under amp_compat use the bfloat16 frequencies, to run a checkpoint in full precision.
@@ -144,7 +148,11 @@ def test_copies_keep_the_values(clone):
         (lambda: jk.Rope3D(torch.zeros(4, 3), convention="timm"), ValueError, "convention is 'timm'"),
         (lambda: jk.Rope3D(torch.zeros(4, 3), precision="bf16"), ValueError, "precision is 'bf16'"),
         (lambda: jk.Rope3D.from_ids(torch.zeros(4), grid=(2, 2)), TypeError, "dtype torch.float32"),
-        (lambda: jk.Rope3D.from_ids(torch.zeros(1, 1, 1, dtype=torch.int64), grid=(2, 2)), ValueError, r"shape \(1, 1, 1\)"),
+        (
+            lambda: jk.Rope3D.from_ids(torch.zeros(1, 1, 1, dtype=torch.int64), grid=(2, 2)),
+            ValueError,
+            r"shape \(1, 1, 1\)",
+        ),
         (lambda: jk.Rope3D.from_ids(torch.arange(4), grid=(0, 2)), ValueError, r"grid is \(0, 2\)"),
     ],
 )

@@ -1,4 +1,5 @@
-"""What several Triton kernels share: dtypes by torch name, linear interpolation, and the form of an ahead-of-time compile case."""
+"""What several Triton kernels share: dtypes by torch name, linear interpolation, and the form of an ahead-of-time
+compile case."""
 
 from __future__ import annotations
 

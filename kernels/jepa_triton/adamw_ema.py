@@ -1,4 +1,4 @@
-"""AdamW with EMA: a norm pass over the gradients, one small program for what all tensors share, one pass over every parameter."""
+"""AdamW with EMA: a norm pass over the gradients, a small one for what all tensors share, one pass over every parameter."""
 
 from __future__ import annotations
 
@@ -57,26 +57,27 @@ def prepare_kernel(
         norm = tl.sqrt(tl.load(squares)) / scale
     skip = (found_inf != 0.0) | ((norm - norm) != 0.0)  # infinity and NaN differ from themselves here
     clip = tl.minimum(max_norm / (norm + _CLIP_EPS), 1.0)
-    tl.store(shared, (clip / scale).to(tl.float32))
-    tl.store(shared + 1, (1.0 - momentum).to(tl.float32))
-    tl.store(shared + 2, skip.to(tl.float32))
-    tl.store(status, norm)
-    tl.store(status + 1, skip.to(tl.float64))
-    tl.store(status + 2, tl.load(status + 2) + skip.to(tl.float64))
-    for start in range(0, count, BLOCK):
-        rows = start + tl.arange(0, BLOCK)  # [BLOCK]
-        inside = rows < count
-        entry = table + rows.to(tl.int64) * _ROW
-        group = hyper + tl.load(entry + 8, mask=inside, other=0) * _HYPER
-        step_pointer = tl.load(entry + 3, mask=inside, other=0).to(tl.pointer_type(tl.float32))
-        step = tl.load(step_pointer, mask=inside, other=0.0) + 1.0
-        steps = step.to(tl.float64)
-        lr = tl.load(group, mask=inside, other=0.0)
-        power1 = tl.exp(steps * tl.log(tl.load(group + 1, mask=inside, other=0.5)))
-        power2 = tl.exp(steps * tl.log(tl.load(group + 2, mask=inside, other=0.5)))
-        tl.store(coefficients + 2 * rows, (lr / (1.0 - power1)).to(tl.float32), mask=inside)
-        tl.store(coefficients + 2 * rows + 1, (1.0 / tl.sqrt(1.0 - power2)).to(tl.float32), mask=inside)
-        tl.store(step_pointer, tl.where(skip, step - 1.0, step), mask=inside)
+    program = tl.program_id(0)
+    if program == 0:
+        tl.store(shared, (clip / scale).to(tl.float32))
+        tl.store(shared + 1, (1.0 - momentum).to(tl.float32))
+        tl.store(shared + 2, skip.to(tl.float32))
+        tl.store(status, norm)
+        tl.store(status + 1, skip.to(tl.float64))
+        tl.store(status + 2, tl.load(status + 2) + skip.to(tl.float64))
+    rows = program * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = rows < count
+    entry = table + rows.to(tl.int64) * _ROW
+    group = hyper + tl.load(entry + 8, mask=inside, other=0) * _HYPER
+    step_pointer = tl.load(entry + 3, mask=inside, other=0).to(tl.pointer_type(tl.float32))
+    step = tl.load(step_pointer, mask=inside, other=0.0) + 1.0
+    steps = step.to(tl.float64)
+    lr = tl.load(group, mask=inside, other=0.0)
+    power1 = tl.exp(steps * tl.log(tl.load(group + 1, mask=inside, other=0.5)))
+    power2 = tl.exp(steps * tl.log(tl.load(group + 2, mask=inside, other=0.5)))
+    tl.store(coefficients + 2 * rows, (lr / (1.0 - power1)).to(tl.float32), mask=inside)
+    tl.store(coefficients + 2 * rows + 1, (1.0 / tl.sqrt(1.0 - power2)).to(tl.float32), mask=inside)
+    tl.store(step_pointer, tl.where(skip, step - 1.0, step), mask=inside)
 
 
 @triton.jit
@@ -189,8 +190,8 @@ def launch_prepare(
     table: torch.Tensor, hyper: torch.Tensor, control: torch.Tensor, squares: torch.Tensor, status: torch.Tensor,
     coefficients: torch.Tensor, shared: torch.Tensor,
 ) -> None:  # fmt: skip
-    """Clipping, skipping, step counters and bias corrections, by one program."""
-    prepare_kernel[(1,)](
+    """Clipping, skipping, step counters and bias corrections."""
+    prepare_kernel[(triton.cdiv(table.shape[0], _PREPARE_BLOCK),)](
         table, hyper, control, squares, status, coefficients, shared, table.shape[0], HAS_SQUARES=squares.numel() > 0,
         BLOCK=_PREPARE_BLOCK, num_warps=4,
     )  # fmt: skip

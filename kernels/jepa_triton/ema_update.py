@@ -106,9 +106,13 @@ def ema_update_kernel(
         first = begin + start
         # A whole block needs no mask, and a mask of unknown alignment would split its accesses into single elements.
         if first + BLOCK <= numel:
-            _update_block(target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, False, BLOCK)
+            _update_block(
+                target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, False, BLOCK
+            )
         elif first < numel:
-            _update_block(target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, True, BLOCK)
+            _update_block(
+                target, online, shadow, first, numel, weight, seed, index, STOCHASTIC, HAS_SHADOW, True, BLOCK
+            )
 
 
 def launch(
@@ -124,7 +128,8 @@ def launch(
     stochastic: bool,
     chunk: int,
 ) -> None:
-    """Updates all tensors of one plan (`jepa_kernels.ops.ema_update.DevicePlan`); momentum and seed may lie on the device."""
+    """Updates all tensors of one plan (`jepa_kernels.ops.ema_update.DevicePlan`); momentum and seed may lie on the
+    device."""
     ema_update_kernel[(chunks.shape[0],)](
         table,
         chunks,
@@ -144,7 +149,8 @@ def launch(
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
-    """Configurations of the compile gate: the pairs of dtypes that training uses, with and without shadows and stochastic rounding."""
+    """Configurations of the compile gate: the pairs of dtypes that training uses, with and without shadows and
+    stochastic rounding."""
     combinations = [
         (tl.float32, tl.float32, None, True, False, False),
         (tl.float32, tl.float32, tl.bfloat16, True, False, False),

@@ -222,7 +222,14 @@ def _case(backward: bool, pred: str, target: str, width: int, kind: str, gather:
     optional = {"rows": "*i64", "weights": "*fp32"} if gather else {}
     optional |= {"norm_weight": "*fp32", "norm_bias": "*fp32"} if affine else {}
     absent = {name: None for name in ("rows", "weights", "norm_weight", "norm_bias") if name not in optional}
-    constants = {"KIND": KINDS[kind], "AFFINE": affine, "NORMALIZE": True, "WIDTH": width, "ROWS": tile, "BLOCK": block}
+    constants = {
+        "KIND": KINDS[kind],
+        "AFFINE": affine,
+        "NORMALIZE": True,
+        "WIDTH": width,
+        "ROWS": tile,
+        "BLOCK": block,
+    }
     direction = "backward" if backward else "forward"
     return AotCase(
         name=f"jepa_loss_{direction}-{pred}-{target}-{width}-{kind}{'-gather' * gather}{'-affine' * affine}",

@@ -84,7 +84,16 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, **extras:
 
 
 def backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, **extras: Any
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    dq: Tensor,
+    dk: Tensor,
+    dv: Tensor,
+    **extras: Any,
 ) -> None:
     """Gradients of `forward` for the same extras, written into every element of dq, dk and dv.
 
@@ -171,9 +180,13 @@ def _check(lse: Tensor, **tensors: Tensor) -> None:
     """The kernels trust these; a breach would read or write the wrong elements."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.dtype != tensors["q"].dtype:
-            raise ValueError(f"{name} has dtype {tensor.dtype}: all of them must be float32, bfloat16 or float16, as q is")
+            raise ValueError(
+                f"{name} has dtype {tensor.dtype}: all of them must be float32, bfloat16 or float16, as q is"
+            )
         if tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
-            raise ValueError(f"{name} has strides {tensor.stride()}: make the last one 1, for example by .contiguous()")
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}: make the last one 1, for example by .contiguous()"
+            )
     if lse.dtype != torch.float32 or not lse.is_contiguous():
         raise ValueError(f"lse must be contiguous float32, got {lse.dtype} with strides {lse.stride()}")
 
@@ -187,7 +200,11 @@ def _unit_key_stride(mask: Tensor) -> Tensor:
 
 
 def _strides(unit: int, **tensors: Tensor) -> dict[str, int]:
-    return {key: value for name, tensor in tensors.items() for key, value in stride_arguments(name, tensor, "bhn", unit).items()}
+    return {
+        key: value
+        for name, tensor in tensors.items()
+        for key, value in stride_arguments(name, tensor, "bhn", unit).items()
+    }
 
 
 def _table_arguments(cos: Tensor | None, sin: Tensor | None, unit: int) -> dict[str, Any]:

@@ -10,7 +10,14 @@ A row without a visible key has lse = -inf; reading that as +inf makes its P, an
 import triton
 import triton.language as tl
 
-from .masked_attention_bounds import RUNTIME_INTEGERS, first_query, grid_entry, key_limit, load_bool_tile, sequence_bounds
+from .masked_attention_bounds import (
+    RUNTIME_INTEGERS,
+    first_query,
+    grid_entry,
+    key_limit,
+    load_bool_tile,
+    sequence_bounds,
+)
 from .segments import (
     dot_accumulate,
     dot_rows,
@@ -46,7 +53,9 @@ def _query_gradient_tile(
     if CHANNEL_LOOP:
         block_m: tl.constexpr = lse.shape[0]
         scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
-        dweights = dot_rows(dout[0], dout[1], dout[2], v_base, v_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(
+            dout[0], dout[1], dout[2], v_base, v_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM
+        )
     else:
         scores = dot_transposed(q, k)  # [M, N]
         dweights = dot_transposed(dout, load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS))  # [M, N]
@@ -194,7 +203,9 @@ def _key_gradient_tile(
     dout = load_segments(dout_base, dout_row, queries_left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
     if CHANNEL_LOOP:
         scores = dot_rows(k[0], k[1], k[2], q_base, q_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
-        dweights = dot_rows(v[0], v[1], v[2], dout_base, dout_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM)
+        dweights = dot_rows(
+            v[0], v[1], v[2], dout_base, dout_row, queries_left, BLOCK_N, BLOCK_M, SEGMENTS[0][1], HEAD_DIM
+        )
     else:
         scores = dot_transposed(k, q)  # [N, M]
         dweights = dot_transposed(v, dout)  # [N, M]

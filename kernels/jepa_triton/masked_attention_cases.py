@@ -64,7 +64,12 @@ def _cases(head_dim: int, dtype: torch.dtype, mask: str, rope: bool, tokens: int
         cu_seqlens=torch.empty(9, dtype=torch.int32, device=meta) if mask == "ragged" else None,
         max_seqlen=tokens if mask == "ragged" else 0,
         tokens_per_frame=258 if mask == "frame_causal" else 0,
-        **{f"{side}_{table}": torch.empty(1, tokens, head_dim, device=meta) for side in "qk" for table in ("cos", "sin") if rope},
+        **{
+            f"{side}_{table}": torch.empty(1, tokens, head_dim, device=meta)
+            for side in "qk"
+            for table in ("cos", "sin")
+            if rope
+        },
     )
     launches = forward_launches(q, k, v, out, lse, extras)
     launches += backward_launches(torch.empty_like(out), q, k, v, out, lse, dq, dk, dv, extras)

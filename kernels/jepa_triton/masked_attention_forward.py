@@ -46,7 +46,9 @@ def _attend_tile(
     """Adds the keys of one tile to (accumulators [M, D], row_max [M], row_sum [M])."""
     if CHANNEL_LOOP:
         block_m: tl.constexpr = row_max.shape[0]
-        scores = dot_rows(q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM)  # [M, N]
+        scores = dot_rows(
+            q[0], q[1], q[2], k_base, k_row, keys_left, block_m, BLOCK_N, SEGMENTS[0][1], HEAD_DIM
+        )  # [M, N]
     else:
         k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
         scores = dot_transposed(q, k)  # [M, N]

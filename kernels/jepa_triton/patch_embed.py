@@ -133,7 +133,9 @@ def backward_weight_kernel(
         x = _load_pixels(pixels, origins, inside, k, K, BK, mean, std, stride_c, stride_t, stride_h, stride_w,
                          PT, PH, PW, MEAN, STD, COMPUTE)  # [BR, BK]  # fmt: skip
         x = tl.where(inside[:, None], x, 0.0)
-        dy = tl.load(grad + i[None, :] * width + d[:, None], mask=inside[None, :] & in_width[:, None], other=0.0)  # [BD, BR]
+        dy = tl.load(
+            grad + i[None, :] * width + d[:, None], mask=inside[None, :] & in_width[:, None], other=0.0
+        )  # [BD, BR]
         total = tl.dot(dy, x, total, input_precision="ieee")
     at = (split * width + d[:, None]) * K + k[None, :]
     tl.store(partial + at, total, mask=in_width[:, None] & (k < K)[None, :])
@@ -181,7 +183,9 @@ def backward_pixels_kernel(
     for first in range(0, width, BD):
         d = first + tl.arange(0, BD)
         in_width = d < width
-        dy = tl.load(grad + patch[:, None] * width + d[None, :], mask=inside[:, None] & in_width[None, :], other=0.0)  # [BR, BD]
+        dy = tl.load(
+            grad + patch[:, None] * width + d[None, :], mask=inside[:, None] & in_width[None, :], other=0.0
+        )  # [BR, BD]
         w = tl.load(
             weight + d.to(tl.int64)[:, None] * K + k[None, :], mask=in_width[:, None] & (k < K)[None, :], other=0.0
         )  # [BD, BK]
@@ -290,7 +294,9 @@ def sum_rows(values: torch.Tensor, segments: torch.Tensor, out: torch.Tensor) ->
     return out
 
 
-def backward_pixels(grad: torch.Tensor, weight: torch.Tensor, std: torch.Tensor | None, grad_pixels: torch.Tensor) -> None:
+def backward_pixels(
+    grad: torch.Tensor, weight: torch.Tensor, std: torch.Tensor | None, grad_pixels: torch.Tensor
+) -> None:
     """Writes grad @ weight / std to `grad_pixels` (B, C, T, H, W), any strides; grad holds one row a patch, (B * N, D)."""
     (patches, tokens, *rest), constants = _geometry(grad_pixels, weight.shape[2:])
     if patches == 0:

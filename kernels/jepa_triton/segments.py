@@ -37,7 +37,14 @@ def head_dim_segments(head_dim: int, narrow: bool = False) -> tuple[tuple[int, i
 
 @triton.jit
 def load_tile(
-    base, row_stride, row_end, start, WIDTH: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, PARTIAL: tl.constexpr
+    base,
+    row_stride,
+    row_end,
+    start,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    PARTIAL: tl.constexpr,
 ):
     """Channels [start, start + WIDTH) of ROWS rows: [ROWS, WIDTH]. Zeros past row_end, unless it is None, and past HEAD_DIM.
 
@@ -102,10 +109,14 @@ def zero_segments(ROWS: tl.constexpr, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
-def store_zero_rows(base, row_stride, first, end, step, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr):
+def store_zero_rows(
+    base, row_stride, first, end, step, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr
+):
     """Zeros into rows first, first + step, ... of tiles of ROWS rows, up to end."""
     for row in range(first, end, step):
-        store_segments(base + row * row_stride, row_stride, end - row, zero_segments(ROWS, SEGMENTS), HEAD_DIM, SEGMENTS)
+        store_segments(
+            base + row * row_stride, row_stride, end - row, zero_segments(ROWS, SEGMENTS), HEAD_DIM, SEGMENTS
+        )
 
 
 @triton.jit
@@ -137,7 +148,16 @@ def dot_transposed(a, b):
 
 @triton.jit
 def dot_rows(
-    a_base, a_row, a_left, b_base, b_row, b_left, M: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr, HEAD_DIM: tl.constexpr
+    a_base,
+    a_row,
+    a_left,
+    b_base,
+    b_row,
+    b_left,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
 ):
     """dot_transposed of M rows at a_base and N rows at b_base, read again WIDTH channels at a time, in float32.
 

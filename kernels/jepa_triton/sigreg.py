@@ -155,7 +155,12 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
     for dtype, points in [("fp32", 17)] if quick else [("fp32", 17), ("bf16", 17), ("fp16", 2), ("fp32", 33)]:
         constants = {"MOVING": points - 1, "BLOCK": _BLOCK}
         forward_signature = {"projected": f"*{dtype}", "partial": "*fp32", **_SCALARS}
-        backward_signature = {"grad_sums": "*fp32", "projected": f"*{dtype}", "grad_projected": f"*{dtype}", **_SCALARS}
+        backward_signature = {
+            "grad_sums": "*fp32",
+            "projected": f"*{dtype}",
+            "grad_projected": f"*{dtype}",
+            **_SCALARS,
+        }
         cases += [
             AotCase(f"sigreg_forward-{dtype}-{points}", sigreg_forward_kernel, forward_signature, constants),
             AotCase(f"sigreg_backward-{dtype}-{points}", sigreg_backward_kernel, backward_signature, constants),

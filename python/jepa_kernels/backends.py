@@ -116,7 +116,9 @@ class Decision:
 
     def __str__(self) -> str:
         lines = [f"{self.operator}: {self.chosen or 'no backend'} ({self.how})"]
-        lines += [f"  {name:<10}{'-> ' if name == self.chosen else '   '}{reason}" for name, reason in self.reasons.items()]
+        lines += [
+            f"  {name:<10}{'-> ' if name == self.chosen else '   '}{reason}" for name, reason in self.reasons.items()
+        ]
         return "\n".join(lines)
 
 
@@ -127,7 +129,9 @@ def decide(operator: Operator, device: torch.device, arguments: Sequence[Any]) -
     reasons = {}
     for candidate in NAMES:
         implementation = operator.backends.get(candidate)
-        reason = implementation.supports(*arguments) if implementation else f"{operator.name} has no {candidate} kernel"
+        reason = (
+            implementation.supports(*arguments) if implementation else f"{operator.name} has no {candidate} kernel"
+        )
         if reason is None and candidate not in order:
             reason = "supported, but another backend is forced" if name else _not_automatic(candidate, device)
         reasons[candidate] = reason or "supported"
@@ -139,7 +143,9 @@ def _not_automatic(candidate: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "supported, but never chosen automatically on this device"
     architecture = hardware.architecture(device.index or 0)
-    return f"supported, but no checked result on {architecture} is recorded yet; force it with jk.backend({candidate!r})"
+    return (
+        f"supported, but no checked result on {architecture} is recorded yet; force it with jk.backend({candidate!r})"
+    )
 
 
 def resolve(operator: Operator, device: torch.device, arguments: Sequence[Any]) -> Backend:
@@ -158,11 +164,15 @@ def resolve(operator: Operator, device: torch.device, arguments: Sequence[Any]) 
         return implementation
     order = automatic_order(operator.name, device)
     if device.type == "cuda" and order == ["reference"]:
-        _log_once(f"{operator.name}: no GPU backend is verified on {hardware.architecture(device.index or 0)} yet, running the "
-                  "reference; force one with jk.backend('triton')")
+        _log_once(
+            f"{operator.name}: no GPU backend is verified on {hardware.architecture(device.index or 0)} yet, running the "
+            "reference; force one with jk.backend('triton')"
+        )
     for candidate in order:
         implementation = operator.backends.get(candidate)
-        reason = implementation.supports(*arguments) if implementation else f"{operator.name} has no {candidate} kernel"
+        reason = (
+            implementation.supports(*arguments) if implementation else f"{operator.name} has no {candidate} kernel"
+        )
         if implementation is not None and reason is None:
             return implementation
         _log_once(f"{operator.name}: not on {candidate}: {reason}")

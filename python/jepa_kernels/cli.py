@@ -22,7 +22,9 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     info.set_defaults(handler=_info)
     support = commands.add_parser("support", help="operator x backend x element type x architecture, in Markdown")
-    support.add_argument("--write", type=Path, metavar="README", help="write it between the markers of a Markdown file")
+    support.add_argument(
+        "--write", type=Path, metavar="README", help="write it between the markers of a Markdown file"
+    )
     support.set_defaults(handler=_support)
     check = commands.add_parser(
         "gpu-check",
@@ -77,7 +79,9 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
     suite.add_argument("--suite", type=Path, metavar="FILE.toml", help="cases and options from a file")
     parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
-    parser.add_argument("--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches")
+    parser.add_argument(
+        "--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 

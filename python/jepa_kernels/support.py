@@ -19,7 +19,12 @@ _COLUMNS = ("operator", "backend", "element types", "CPU", *ARCHITECTURES)
 def rows() -> list[dict[str, str]]:
     """One row an operator and backend. On an architecture, `measured` means that results on such hardware are recorded under
     benchmarks/results, `compiled` that the kernel builds for it and has not run there."""
-    return [_row(operator, name) for operator in registry.all_operators() for name in backends.NAMES if name in operator.backends]
+    return [
+        _row(operator, name)
+        for operator in registry.all_operators()
+        for name in backends.NAMES
+        if name in operator.backends
+    ]
 
 
 def _row(operator: registry.Operator, backend: str) -> dict[str, str]:

@@ -32,7 +32,9 @@ def _check(case, architecture):
     used = resources(compiled)
     assert used.stack == 0 and used.local == 0, f"registers spill: {used}"
     assert 0 < used.registers <= 255, used
-    assert used.shared <= SHARED_LIMIT[architecture], f"{used.shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there"
+    assert used.shared <= SHARED_LIMIT[architecture], (
+        f"{used.shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there"
+    )
     if case.expects_mma:
         assert used.tensor_core, "no tensor-core instruction in the PTX"
 

@@ -31,9 +31,13 @@ def toy_cases() -> list[Case]:
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),
             masked_attention.make_case("dense", dense, dtype, "torch-sdpa", set()),
             masked_attention.make_case("rope", replace(dense, grid=(3, 2, 2)), dtype, "torch-rope-sdpa", set()),
-            masked_attention.make_case("causal", replace(dense, causal_frames=3), dtype, "torch-sdpa-bool-mask", set()),
+            masked_attention.make_case(
+                "causal", replace(dense, causal_frames=3), dtype, "torch-sdpa-bool-mask", set()
+            ),
             masked_attention.make_case("ragged", replace(dense, lengths=(3, 5)), dtype, "torch-sdpa-padded", set()),
-            masked_attention.make_case("back", replace(dense, lengths=(3, 5), backward=True), dtype, "torch-sdpa-padded", set()),
+            masked_attention.make_case(
+                "back", replace(dense, lengths=(3, 5), backward=True), dtype, "torch-sdpa-padded", set()
+            ),
             train_step.make_case("toy", step, dtype, set()),
         ]
     return found

@@ -129,7 +129,9 @@ def test_page_without_any_timing_still_renders(toy_run: Run) -> None:
     assert "<svg" not in html and "RuntimeError: cannot" in html
 
 
-def test_samples_are_left_out_of_a_page_that_would_be_too_large(made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_left_out_of_a_page_that_would_be_too_large(
+    made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, html = made
     monkeypatch.setattr(report, "MAX_BYTES", len(html.encode()) // 2)
     page = Page(report.render(read_results(folder), read_environment(folder), "run", complete=True))
@@ -170,7 +172,8 @@ def test_readme_without_markers_exits_2(
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs"), (7.8e-8, "78.0 ns"), (123.4, "123 s")]
+    ("value", "text"),
+    [(2.5, "2.50 s"), (0.0123, "12.3 ms"), (4.56e-5, "45.6 µs"), (7.8e-8, "78.0 ns"), (123.4, "123 s")],
 )
 def test_durations_have_three_digits(value: float, text: str) -> None:
     assert summary.seconds(value) == text

@@ -124,7 +124,9 @@ def test_wall_clock_counts_nanoseconds() -> None:
         ([1.0] * 20, Ratio(2.0, 1.8, 2.2, 20), ["interval"]),
     ],
 )
-def test_flags_tell_why_a_measurement_is_not_conclusive(samples: list[float], ratio: Ratio | None, expected: list[str]) -> None:
+def test_flags_tell_why_a_measurement_is_not_conclusive(
+    samples: list[float], ratio: Ratio | None, expected: list[str]
+) -> None:
     found = flags(summarise(samples), ratio, TimingOptions())
     assert len(found) == len(expected)
     assert all(word in flag for word, flag in zip(expected, found, strict=True))

@@ -36,7 +36,9 @@ def test_patch_embed_flops_are_those_of_the_convolution() -> None:
 
 def test_dense_attention_flops_are_those_of_sdpa() -> None:
     q, k, v = torch.rand(3, 2, 4, 24, 16, requires_grad=True).unbind()
-    assert work.attention_flops(2 * 24 * 24, 4, 16) == counted(lambda: functional.scaled_dot_product_attention(q, k, v))
+    assert work.attention_flops(2 * 24 * 24, 4, 16) == counted(
+        lambda: functional.scaled_dot_product_attention(q, k, v)
+    )
 
 
 @pytest.mark.parametrize(("frames", "per_frame"), [(1, 5), (3, 4), (7, 258)])

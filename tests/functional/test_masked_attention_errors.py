@@ -29,7 +29,11 @@ CASES = {
     "integers": (lambda: jk.masked_attention(Q.int(), Q, Q), TypeError, "q has dtype torch.int32"),
     "only_k": (lambda: jk.masked_attention(Q, Q), TypeError, "only one of k and v"),
     "only_v": (lambda: jk.masked_attention(Q, v=Q), TypeError, "only one of k and v"),
-    "dtypes_differ": (lambda: jk.masked_attention(Q, Q, Q.bfloat16()), TypeError, "v has dtype torch.bfloat16, q torch.float32"),
+    "dtypes_differ": (
+        lambda: jk.masked_attention(Q, Q, Q.bfloat16()),
+        TypeError,
+        "v has dtype torch.bfloat16, q torch.float32",
+    ),
     "devices_differ": (lambda: jk.masked_attention(Q, Q.to("meta"), Q), ValueError, "k is on meta, q on cpu"),
     "three_dimensions": (
         lambda: jk.masked_attention(Q[0], Q, Q),
@@ -41,7 +45,11 @@ CASES = {
     "head_dims_differ": (lambda: jk.masked_attention(Q, Q[..., :4], Q), ValueError, "head dim of k is 4, that of q 8"),
     "keys_and_values_differ": (lambda: jk.masked_attention(Q, Q, Q[:, :, :5]), ValueError, "6 keys but 5 values"),
     "head_dim_zero": (lambda: jk.masked_attention(Q[..., :0], Q[..., :0], Q[..., :0]), ValueError, "head dim is 0"),
-    "packed_shape": (lambda: jk.masked_attention(Q), ValueError, r"\(2, 4, 6, 8\).*packed qkv of shape \(B, N, 3, H, D\)"),
+    "packed_shape": (
+        lambda: jk.masked_attention(Q),
+        ValueError,
+        r"\(2, 4, 6, 8\).*packed qkv of shape \(B, N, 3, H, D\)",
+    ),
     "packed_parts": (lambda: jk.masked_attention(PACKED[:, :, :2]), ValueError, r"\(2, 6, 2, 4, 8\).*packed"),
     "packed_ragged": (
         lambda: jk.masked_attention(PACKED, mask=jk.Ragged(offsets(0, 6), 6)),
@@ -51,13 +59,21 @@ CASES = {
     "scale_nan": (lambda: jk.masked_attention(Q, Q, Q, scale=float("nan")), ValueError, "scale is nan"),
     "scale_infinite": (lambda: jk.masked_attention(Q, Q, Q, scale=-float("inf")), ValueError, "scale is -inf"),
     "scale_tensor": (lambda: jk.masked_attention(Q, Q, Q, scale=torch.ones(())), TypeError, "scale is a Tensor"),
-    "mask_float": (lambda: jk.masked_attention(Q, Q, Q, mask=torch.zeros(6, 6)), TypeError, "mask has dtype torch.float32"),
+    "mask_float": (
+        lambda: jk.masked_attention(Q, Q, Q, mask=torch.zeros(6, 6)),
+        TypeError,
+        "mask has dtype torch.float32",
+    ),
     "mask_shape": (
         lambda: jk.masked_attention(Q, Q, Q, mask=torch.ones(6, 5, dtype=torch.bool)),
         ValueError,
         r"shape \(6, 5\) does not broadcast to \(B, H, Nq, Nk\) = \(2, 4, 6, 6\)",
     ),
-    "mask_rank": (lambda: jk.masked_attention(Q, Q, Q, mask=torch.ones(1, 2, 4, 6, 6).bool()), ValueError, "does not broadcast"),
+    "mask_rank": (
+        lambda: jk.masked_attention(Q, Q, Q, mask=torch.ones(1, 2, 4, 6, 6).bool()),
+        ValueError,
+        "does not broadcast",
+    ),
     "mask_device": (
         lambda: jk.masked_attention(Q, Q, Q, mask=torch.ones(6, 6, device="meta").bool()),
         ValueError,
@@ -79,7 +95,11 @@ CASES = {
         ValueError,
         "1 lengths for batch size 2",
     ),
-    "padding_long": (lambda: jk.masked_attention(Q, Q, Q, mask=jk.KeyPadding(offsets(6, 7))), ValueError, r"lengths\[1\] is 7"),
+    "padding_long": (
+        lambda: jk.masked_attention(Q, Q, Q, mask=jk.KeyPadding(offsets(6, 7))),
+        ValueError,
+        r"lengths\[1\] is 7",
+    ),
     "padding_negative": (
         lambda: jk.masked_attention(Q, Q, Q, mask=jk.KeyPadding(offsets(-1, 6))),
         ValueError,
@@ -110,7 +130,11 @@ CASES = {
         "6 queries but 5 keys",
     ),
     "rope_kind": (lambda: jk.masked_attention(Q, Q, Q, rope=torch.zeros(6, 3)), TypeError, "rope is a Tensor"),
-    "rope_rows": (lambda: jk.masked_attention(Q, Q, Q, rope=rope(5, 3)), ValueError, "Rope3D.positions has 5 rows for 6 keys"),
+    "rope_rows": (
+        lambda: jk.masked_attention(Q, Q, Q, rope=rope(5, 3)),
+        ValueError,
+        "Rope3D.positions has 5 rows for 6 keys",
+    ),
     "rope_batch": (
         lambda: jk.masked_attention(Q, Q, Q, rope=rope(3, 6, 3)),
         ValueError,
@@ -127,7 +151,11 @@ CASES = {
         ValueError,
         "query_positions has 3 rows for 2 queries",
     ),
-    "rope_device": (lambda: jk.masked_attention(Q, Q, Q, rope=rope(6, 3, device="meta")), ValueError, "positions is on meta"),
+    "rope_device": (
+        lambda: jk.masked_attention(Q, Q, Q, rope=rope(6, 3, device="meta")),
+        ValueError,
+        "positions is on meta",
+    ),
 }
 
 
@@ -154,7 +182,10 @@ def test_forced_backend_says_why_it_cannot_run():
     with jk.backend("cpu"), pytest.raises(jk.BackendError, match="float64 runs on the reference backend"):
         jk.masked_attention(Q.double(), Q.double(), Q.double())
     wide = torch.zeros(1, 1, 2, 258)
-    with jk.backend("cpu"), pytest.raises(jk.BackendError, match="head dim 258: the kernels take even sizes up to 256"):
+    with (
+        jk.backend("cpu"),
+        pytest.raises(jk.BackendError, match="head dim 258: the kernels take even sizes up to 256"),
+    ):
         jk.masked_attention(wide, wide, wide)
     with jk.backend(None):
         assert jk.masked_attention(wide, wide, wide).shape == wide.shape

@@ -27,7 +27,13 @@ def ragged(values, bounds, dtype=torch.int32):
     ("pixels", "weight", "options", "error", "message"),
     [
         (IMAGE.numpy(), IMAGE_WEIGHT, {}, TypeError, "pixels is ndarray, not a tensor"),
-        (IMAGE.long(), IMAGE_WEIGHT, {}, TypeError, "pixels has dtype torch.int64; convert it to one of uint8, float32"),
+        (
+            IMAGE.long(),
+            IMAGE_WEIGHT,
+            {},
+            TypeError,
+            "pixels has dtype torch.int64; convert it to one of uint8, float32",
+        ),
         (IMAGE, IMAGE_WEIGHT.int(), {}, TypeError, "weight has dtype torch.int32"),
         (IMAGE[0], IMAGE_WEIGHT, {}, ValueError, r"pixels have shape \(3, 32, 48\); make them \(B, C, H, W\)"),
         (IMAGE, CLIP_WEIGHT, {}, ValueError, r"weight has shape \(8, 3, 2, 16, 16\).* pass a weight \(D, C, ph, pw\)"),
@@ -38,7 +44,13 @@ def ragged(values, bounds, dtype=torch.int32):
         (CLIP[:, :, 1:], CLIP_WEIGHT, {}, ValueError, "T = 3 is not a multiple of the patch size 2"),
         (IMAGE, IMAGE_WEIGHT.to("meta"), {}, ValueError, "weight is on meta, pixels on cpu; move them together"),
         (IMAGE, IMAGE_WEIGHT, {"bias": torch.zeros(7)}, ValueError, r"bias has shape \(7,\); expected \(8,\)"),
-        (IMAGE, IMAGE_WEIGHT, {"bias": torch.zeros(8).half()}, TypeError, "bias is torch.float16, weight torch.float32"),
+        (
+            IMAGE,
+            IMAGE_WEIGHT,
+            {"bias": torch.zeros(8).half()},
+            TypeError,
+            "bias is torch.float16, weight torch.float32",
+        ),
         (IMAGE, IMAGE_WEIGHT, {"mean": (1.0, 2.0)}, ValueError, r"mean has shape \(2,\); expected \(3,\)"),
         (IMAGE, IMAGE_WEIGHT, {"std": torch.ones(3, 1)}, ValueError, r"std has shape \(3, 1\); expected \(3,\)"),
         (IMAGE, IMAGE_WEIGHT, {"mean": 0.5}, TypeError, "mean is 0.5; give 3 numbers, one for each channel"),
@@ -65,7 +77,13 @@ def ragged(values, bounds, dtype=torch.int32):
             r"pos_embed has shape \(5, 8\); expected \(6, 8\) or",
         ),
         (IMAGE, IMAGE_WEIGHT, {"pos_embed": torch.zeros(2, 6, 8)}, ValueError, r"pos_embed has shape \(2, 6, 8\)"),
-        (IMAGE, IMAGE_WEIGHT, {"keep": ids([0], [6])}, ValueError, r"kept id 6 is out of range \[0, 6\), at \[0, 1, 0\] of keep"),
+        (
+            IMAGE,
+            IMAGE_WEIGHT,
+            {"keep": ids([0], [6])},
+            ValueError,
+            r"kept id 6 is out of range \[0, 6\), at \[0, 1, 0\] of keep",
+        ),
         (IMAGE, IMAGE_WEIGHT, {"keep": ids([0], [-1])}, ValueError, r"kept id -1 is out of range \[0, 6\)"),
         (
             IMAGE,
@@ -74,7 +92,13 @@ def ragged(values, bounds, dtype=torch.int32):
             ValueError,
             r"kept id 1099511627776 .*at \[1, 1, 0\]",
         ),
-        (IMAGE, IMAGE_WEIGHT, {"keep": ids([0], [1]).int()}, TypeError, "keep has dtype torch.int32; convert it to one of int64"),
+        (
+            IMAGE,
+            IMAGE_WEIGHT,
+            {"keep": ids([0], [1]).int()},
+            TypeError,
+            "keep has dtype torch.int32; convert it to one of int64",
+        ),
         (IMAGE, IMAGE_WEIGHT, {"keep": ids([0])}, ValueError, r"keep has shape \(1, 1\); expected \(2, K\)"),
         (IMAGE, IMAGE_WEIGHT, {"keep": ids(0, 1)}, ValueError, r"keep has shape \(2,\); expected \(2, K\)"),
         (IMAGE, IMAGE_WEIGHT, {"keep": []}, ValueError, "keep is an empty list; pass None"),
@@ -125,7 +149,10 @@ def test_names_the_value(pixels, weight, options, error, message):
 def test_forced_backend_without_a_kernel_says_why():
     with jk.backend("cuda"), pytest.raises(jk.BackendError, match="patch_embed has no cuda kernel"):
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
-    with jk.backend("triton"), pytest.raises(jk.BackendError, match="triton kernels need a CUDA tensor|triton is not installed"):
+    with (
+        jk.backend("triton"),
+        pytest.raises(jk.BackendError, match="triton kernels need a CUDA tensor|triton is not installed"),
+    ):
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
 
 

@@ -67,7 +67,12 @@ def mask_of(kind, batch, heads, queries, keys):
     if offset is None:
         return {}, torch.ones(1, 1, queries, keys, dtype=torch.bool), dead_q, dead_k
     mask = j // 9 <= offset + i // 9
-    return {"tokens_per_frame": 9, "query_frame_offset": offset}, mask[None, None], dead_q, ~mask.any(0).expand(batch, keys)
+    return (
+        {"tokens_per_frame": 9, "query_frame_offset": offset},
+        mask[None, None],
+        dead_q,
+        ~mask.any(0).expand(batch, keys),
+    )
 
 
 def random_tables(rows, tokens, head_dim):
@@ -136,7 +141,9 @@ def run(index, head_dim, dtype, kind, tables, batch, heads, queries, keys, scale
     unseen = ~mask.any(-1).expand(batch, heads, queries)
     assert bool((runs[0][0][unseen] == 0).all() and (runs[0][2][unseen] == 0).all()), "a row without keys is not zero"
     hidden = ~mask.any(-2).expand(batch, heads, keys)
-    assert bool((runs[0][3][hidden] == 0).all() and (runs[0][4][hidden] == 0).all()), "a key that nobody sees has a gradient"
+    assert bool((runs[0][3][hidden] == 0).all() and (runs[0][4][hidden] == 0).all()), (
+        "a key that nobody sees has a gradient"
+    )
     for name, ours, truth, theirs in zip(("out", "lse", "dq", "dk", "dv"), runs[0], exact, eager, strict=True):
         assert not ours.isnan().any(), f"{name} holds NaN"
         assert torch.equal(ours.isinf(), truth.isinf()), f"{name}: infinite in other places"

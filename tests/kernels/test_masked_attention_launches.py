@@ -28,7 +28,9 @@ def launches(tokens, **extras):
 def test_segments_cover_the_head_dim_without_overlap(head_dim):
     for narrow in (False, True):
         segments = head_dim_segments(head_dim, narrow)
-        assert [start for start, _ in segments] == [sum(width for _, width in segments[:i]) for i in range(len(segments))]
+        assert [start for start, _ in segments] == [
+            sum(width for _, width in segments[:i]) for i in range(len(segments))
+        ]
         assert all(width >= 16 and width & (width - 1) == 0 for _, width in segments)
         assert head_dim <= sum(width for _, width in segments) < 2 * max(head_dim, 16)
 

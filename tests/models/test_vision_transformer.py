@@ -18,8 +18,11 @@ from jepa_kernels.models import (
 
 FRAMES, SIZE = 8, 64  # of the clips that the shared model takes: 64 tokens
 
-BLOCK_KEYS = [f"{part}.{kind}" for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
-              for kind in ("weight", "bias")]
+BLOCK_KEYS = [
+    f"{part}.{kind}"
+    for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    for kind in ("weight", "bias")
+]
 
 
 def official_encoder_keys(depth):
@@ -57,9 +60,7 @@ def test_position_tables_are_keys_without_rope():
     assert predictor.state_dict()["predictor_pos_embed"].shape == (1, 8, 24)
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"), [("vit_large", 303), ("vit_huge", 630), ("vit_giant", 1011)]
-)
+@pytest.mark.parametrize(("name", "millions"), [("vit_large", 303), ("vit_huge", 630), ("vit_giant", 1011)])
 def test_named_sizes_have_the_published_parameter_counts(name, millions):
     with torch.device("meta"):
         encoder = build_encoder(name, img_size=256, num_frames=16)
@@ -151,9 +152,7 @@ def sorted_predictor(predictor, x, masks_x, masks_y):
     """The predictor as the official code orders it: tokens sorted by id, the sort undone before the slice."""
     ids = torch.cat([masks_x, masks_y], dim=1)
     order = ids.argsort(dim=1)
-    tokens = torch.cat(
-        [predictor.predictor_embed(x), predictor.mask_tokens[0].expand(*masks_y.shape, -1)], dim=1
-    )
+    tokens = torch.cat([predictor.predictor_embed(x), predictor.mask_tokens[0].expand(*masks_y.shape, -1)], dim=1)
     tokens = torch.stack([row[permutation] for row, permutation in zip(tokens, order, strict=True)])
     for block in predictor.predictor_blocks:
         tokens = block(

@@ -73,7 +73,9 @@ def patch_embed() -> None:
         keep = torch.tensor([[0, 14, 7], [1, 2, 13]])
         scale = {"mean": torch.tensor([100.0, 110.0, 120.0]), "std": torch.tensor([50.0, 60.0, 70.0])}
         tolerance = 5 * TOLERANCE[dtype]
-        compare(lambda w, b, x=pixels, k=keep, s=scale: jk.patch_embed(x, w, b, keep=k, **s), [weight, bias], tolerance)
+        compare(
+            lambda w, b, x=pixels, k=keep, s=scale: jk.patch_embed(x, w, b, keep=k, **s), [weight, bias], tolerance
+        )
         video = leaf(1, 1, 4, 2 * patch, patch, dtype=dtype)
         tubes = leaf(3, 1, 2, patch, patch, dtype=dtype)
         compare(lambda x, w: jk.patch_embed(x, w), [video, tubes], tolerance)

@@ -30,7 +30,8 @@ def test_image_grid_is_row_then_column():
 
 
 @pytest.mark.parametrize(
-    ("uniform_power", "dims"), [(False, (16, 8, 8)), (True, (12, 12, 12))]  # 2 * ceil(32 / 6) = 12, cut to 32
+    ("uniform_power", "dims"),
+    [(False, (16, 8, 8)), (True, (12, 12, 12))],  # 2 * ceil(32 / 6) = 12, cut to 32
 )
 def test_clip_grid_is_depth_row_column(uniform_power, dims):
     table = get_3d_sincos_pos_embed(32, (2, 3), 4, uniform_power=uniform_power)
@@ -41,12 +42,15 @@ def test_clip_grid_is_depth_row_column(uniform_power, dims):
         assert row.tolist() == pytest.approx(expected[:32], abs=1e-12)
 
 
-@pytest.mark.parametrize("call", [
-    lambda: get_1d_sincos_pos_embed_from_grid(7, [0.0]),
-    lambda: get_2d_sincos_pos_embed(6, 4),
-    lambda: get_3d_sincos_pos_embed(20, 4, 2),
-    lambda: get_3d_sincos_pos_embed(31, 4, 2, uniform_power=True),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: get_1d_sincos_pos_embed_from_grid(7, [0.0]),
+        lambda: get_2d_sincos_pos_embed(6, 4),
+        lambda: get_3d_sincos_pos_embed(20, 4, 2),
+        lambda: get_3d_sincos_pos_embed(31, 4, 2, uniform_power=True),
+    ],
+)
 def test_impossible_widths_are_errors(call):
     with pytest.raises(ValueError, match="embed_dim must be"):
         call()

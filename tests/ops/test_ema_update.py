@@ -24,7 +24,9 @@ def place(request):
 
 
 def pair(shape, target_dtype, online_dtype, device):
-    return torch.randn(shape, dtype=torch.float64).to(device, target_dtype), torch.randn(shape, dtype=torch.float64).to(device, online_dtype)
+    return torch.randn(shape, dtype=torch.float64).to(device, target_dtype), torch.randn(
+        shape, dtype=torch.float64
+    ).to(device, online_dtype)
 
 
 def run(place, targets, online, momentum, **options):
@@ -79,7 +81,9 @@ def test_shadow_is_rounded_from_the_unrounded_value(place, shadow_dtype):
 def test_stochastic_rounding_same_bits_as_reference_and_seeded(place):
     target, online = pair((5003,), torch.bfloat16, torch.float32, place[0])
     other, result, again, reseeded = (target.clone() for _ in range(4))
-    jk.reference.ema_update_([other, other.clone()], [online, online], 0.99925, stochastic_rounding=True, seed=2**40 + 3)
+    jk.reference.ema_update_(
+        [other, other.clone()], [online, online], 0.99925, stochastic_rounding=True, seed=2**40 + 3
+    )
     run(place, [result], [online], 0.99925, stochastic_rounding=True, seed=2**40 + 3)
     run(place, [again], [online], 0.99925, stochastic_rounding=True, seed=2**40 + 3)
     run(place, [reseeded], [online], 0.99925, stochastic_rounding=True, seed=4)
@@ -195,7 +199,9 @@ def test_half_conversions_of_every_bit_pattern(level):
 
 @pytest.mark.parametrize("level", instruction_sets())
 def test_rounding_to_half_at_ties_and_overflow(level):
-    values = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0, 1e30, 2**-25, 1.5 * 2**-25, 6e-5, -2.0**-24, 0.0, -0.0])
+    values = torch.tensor(
+        [1 + 2**-11, 1 + 3 * 2**-11, 65519.0, 65520.0, 1e30, 2**-25, 1.5 * 2**-25, 6e-5, -(2.0**-24), 0.0, -0.0]
+    )
     for dtype in (torch.float16, torch.bfloat16):
         target = torch.zeros(len(values), dtype=dtype)
         with instruction_set(level):

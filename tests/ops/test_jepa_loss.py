@@ -271,7 +271,9 @@ def test_native_binding_refuses_rows_outside_the_target():
         tensors = (torch.zeros(1, 4), torch.zeros(5, 4), torch.tensor([row]), None, None, None, torch.zeros(()))
         views = [operator._native.view(tensor) for tensor in tensors]
         with pytest.raises(ValueError, match=f"row {row} is outside"):
-            operator._native.cpu().jepa_loss_forward(*views, operator._native_options(None, "absolute", 1.0, 1e-5, 1.0))
+            operator._native.cpu().jepa_loss_forward(
+                *views, operator._native_options(None, "absolute", 1.0, 1e-5, 1.0)
+            )
 
 
 @pytest.mark.parametrize("level", instruction_sets())

@@ -148,7 +148,11 @@ def test_ragged_equals_block_diagonal(place, lengths, packed):
     rope = jk.Rope3D(torch.randint(0, 9, (total, 3)).float().to(device))
     (qkv,) = leaves((total, 3, 2, 32), device=device)
     q, k, v = qkv.unbind(1)
-    actual = jk.masked_attention(qkv, mask=mask, rope=rope) if packed else jk.masked_attention(q, k, v, mask=mask, rope=rope)
+    actual = (
+        jk.masked_attention(qkv, mask=mask, rope=rope)
+        if packed
+        else jk.masked_attention(q, k, v, mask=mask, rope=rope)
+    )
     assert actual.shape == (total, 2, 32)
     heads_first = [x.transpose(0, 1)[None] for x in (q, k, v)]
     right = defined(*heads_first, dense=mask.to_dense(total), positions=rope.positions)
@@ -161,7 +165,10 @@ def test_packed_equals_separate_bit_for_bit(place):
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     rope = jk.Rope3D.from_ids(torch.arange(42, device=q.device), grid=(2, 3))
     mask = jk.FrameCausal(6)
-    packed, separate = jk.masked_attention(qkv, mask=mask, rope=rope), jk.masked_attention(q, k, v, mask=mask, rope=rope)
+    packed, separate = (
+        jk.masked_attention(qkv, mask=mask, rope=rope),
+        jk.masked_attention(q, k, v, mask=mask, rope=rope),
+    )
     assert torch.equal(packed, separate)
     dout = torch.randn_like(packed)
     (dqkv,) = torch.autograd.grad(packed, qkv, dout)
@@ -240,7 +247,9 @@ def test_unseen_keys_never_matter(place, kind, poison):
     out, right = jk.masked_attention(q, k, v, mask=mask), jk.masked_attention(*clean, mask=mask)
     torch.testing.assert_close(out, right, atol=1e-6, rtol=1e-6)
     dout = torch.randn_like(out)
-    for ours, theirs in zip(torch.autograd.grad(out, (q, k, v), dout), torch.autograd.grad(right, clean, dout), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(out, (q, k, v), dout), torch.autograd.grad(right, clean, dout), strict=True
+    ):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -342,7 +351,9 @@ def test_every_element_is_written_and_nothing_else(place, extras):
         "bool": NO_EXTRAS._replace(bool_mask=(torch.rand(66, 66, device=device) > 0.9).expand(2, 2, 66, 66)),
         "lengths": NO_EXTRAS._replace(key_lengths=torch.tensor([0, 65], dtype=torch.int32, device=device)),
         "frames": NO_EXTRAS._replace(tokens_per_frame=11),
-        "ragged": NO_EXTRAS._replace(cu_seqlens=torch.tensor([0, 1, 1, 66], dtype=torch.int32, device=device), max_seqlen=65),
+        "ragged": NO_EXTRAS._replace(
+            cu_seqlens=torch.tensor([0, 1, 1, 66], dtype=torch.int32, device=device), max_seqlen=65
+        ),
     }[extras]
     functions = OPERATOR.backends[place[1]].functions
     out, out_storage = poisoned(shape, torch.float32, device)

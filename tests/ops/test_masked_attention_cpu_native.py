@@ -74,7 +74,9 @@ def make(shape: Shape) -> Problem:
     dout = torch.randn(batch, shape.queries, 2, shape.dim).to(shape.dtype).transpose(1, 2)
     problem = Problem(q, k, v, dout, scale=shape.dim**-0.5)
     if shape.rope:
-        angles = [10 * torch.randn(1 if shape.mask == "bool" else batch, n, shape.dim) for n in (shape.queries, shape.keys)]
+        angles = [
+            10 * torch.randn(1 if shape.mask == "bool" else batch, n, shape.dim) for n in (shape.queries, shape.keys)
+        ]
         problem.tables = tuple(table for angle in angles for table in (angle.cos(), angle.sin()))
     if shape.mask == "bool":
         mask = torch.rand(batch, 2, shape.queries, shape.keys) < 0.5
@@ -91,7 +93,9 @@ def make(shape: Shape) -> Problem:
     elif shape.mask == "frame_causal":
         problem.tokens_per_frame, problem.query_frame_offset = 43, max(0, shape.keys - shape.queries) // 43
     elif shape.mask == "ragged":
-        problem.cu_seqlens = torch.tensor([0, shape.queries // 3, shape.queries // 3, shape.queries], dtype=torch.int32)
+        problem.cu_seqlens = torch.tensor(
+            [0, shape.queries // 3, shape.queries // 3, shape.queries], dtype=torch.int32
+        )
         problem.max_seqlen = shape.queries
     return problem
 
@@ -155,7 +159,9 @@ def assert_accurate(shape: Shape | None = None, problem: Problem | None = None) 
     for name in NAMES:
         # With one key the softmax is constant: dq and dk are zero, and what is left is the rounding of two equal dot products.
         vanishing = name in ("dq", "dk") and drawn.k.shape[2] == 1
-        largest = math.prod(x.double().abs().max().item() for x in (drawn.dout, drawn.v, drawn.k if name == "dq" else drawn.q))
+        largest = math.prod(
+            x.double().abs().max().item() for x in (drawn.dout, drawn.v, drawn.k if name == "dq" else drawn.q)
+        )
         floor = 2 * torch.finfo(dtype).eps * math.sqrt(drawn.q.shape[3]) * drawn.scale * largest if vanishing else 0.0
         for kind, mine, other in zip(("maximum", "rms"), ours[name], theirs[name], strict=True):
             assert mine <= max(2 * other, floor), f"{name} {kind}: {mine:.3e}, PyTorch {other:.3e}"
@@ -193,7 +199,9 @@ def test_lengths(length):
 def test_bitwise_equal_for_every_number_of_threads_and_repeat(mask, dtype):
     problem = make(Shape(mask, True, dtype, 258, 258, 64, "packed"))
     if mask == "frame_causal":
-        problem.q, problem.k, problem.v, problem.dout = (x[:, :, :215] for x in (problem.q, problem.k, problem.v, problem.dout))
+        problem.q, problem.k, problem.v, problem.dout = (
+            x[:, :, :215] for x in (problem.q, problem.k, problem.v, problem.dout)
+        )
         problem.tables = tuple(table[:, :215] for table in problem.tables)
     once = solve(problem, threads=1)
     for threads in (1, 2, 3):
@@ -296,9 +304,13 @@ REFUSALS = {
     r"key_lengths\[0\] is -1": lambda p: dataclasses.replace(p, key_lengths=ints(-1, 86)),
     "key_lengths: expected size 2": lambda p: dataclasses.replace(p, key_lengths=ints(1)),
     "at most one of bool_mask": lambda p: dataclasses.replace(p, key_lengths=ints(1, 1), tokens_per_frame=43),
-    "bool_mask: expected size 86 in dimension 3": lambda p: dataclasses.replace(p, bool_mask=torch.ones(2, 2, 86, 4).bool()),
+    "bool_mask: expected size 86 in dimension 3": lambda p: dataclasses.replace(
+        p, bool_mask=torch.ones(2, 2, 86, 4).bool()
+    ),
     "RoPE needs all of": lambda p: dataclasses.replace(p, tables=(torch.ones(1, 86, 32), None, None, None)),
-    "q_cos: expected size 2 in dimension 0, got 3": lambda p: dataclasses.replace(p, tables=(torch.ones(3, 86, 32),) * 4),
+    "q_cos: expected size 2 in dimension 0, got 3": lambda p: dataclasses.replace(
+        p, tables=(torch.ones(3, 86, 32),) * 4
+    ),
 }
 
 
@@ -336,4 +348,6 @@ def test_refuses_a_view_past_its_storage():
     out, lse = torch.empty_like(q), torch.empty(1, 2, 8)
     short = (address, code, sizes, strides, 100)
     with pytest.raises(ValueError, match="storage holds 100"):
-        _native.cpu().masked_attention_forward(short, *(_native.view(x) for x in (k, v, out, lse)), *extras(problem, threads=1))
+        _native.cpu().masked_attention_forward(
+            short, *(_native.view(x) for x in (k, v, out, lse)), *extras(problem, threads=1)
+        )

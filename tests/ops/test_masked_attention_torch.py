@@ -69,7 +69,9 @@ def test_gradcheck_of_operator(case):
     assert torch.autograd.gradcheck(lambda x: operators.masked_attention_packed(x, *extras)[0], (qkv,), fast_mode=True)
 
 
-@pytest.mark.parametrize("mask", [None, jk.FrameCausal(2), jk.KeyPadding(torch.tensor([0, 5]))], ids=["none", "frames", "keys"])
+@pytest.mark.parametrize(
+    "mask", [None, jk.FrameCausal(2), jk.KeyPadding(torch.tensor([0, 5]))], ids=["none", "frames", "keys"]
+)
 def test_gradcheck_of_twin(mask):
     rope = jk.Rope3D(torch.randint(0, 5, (6, 3)).float())
     q, k, v = (torch.randn(2, 2, 6, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
@@ -85,7 +87,9 @@ def test_gradcheck_of_twin(mask):
 def test_twin_takes_every_layout(name, shape):
     rope = jk.Rope3D(torch.randint(0, 5, (6, 3)).float())
     mask = jk.Ragged.from_lengths([2, 4]) if "ragged" in shape else jk.KeyPadding(torch.tensor([3, 6]))
-    sizes = {"packed": (2, 6, 3, 2, 8), "separate": (2, 2, 6, 8), "ragged": (6, 2, 8), "ragged_packed": (6, 3, 2, 8)}[shape]
+    sizes = {"packed": (2, 6, 3, 2, 8), "separate": (2, 2, 6, 8), "ragged": (6, 2, 8), "ragged_packed": (6, 3, 2, 8)}[
+        shape
+    ]
     inputs = [torch.randn(sizes, requires_grad=True) for _ in range(1 if "packed" in shape else 3)]
     ours, twin = (f(*inputs, mask=mask, rope=rope) for f in (jk.masked_attention, jk.reference.masked_attention))
     torch.testing.assert_close(ours, twin, atol=1e-5, rtol=1e-5)

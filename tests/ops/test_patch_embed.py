@@ -52,7 +52,9 @@ def random_keep(batch, tokens, kept, device):
 def official(pixels, weight, bias, keep, pos_embed, channels):
     """As the published code computes it, for one mask or none."""
     view = (1, channels, *[1] * (pixels.ndim - 2))
-    mean, std = (torch.tensor(value[:channels], dtype=weight.dtype, device=pixels.device).view(view) for value in (MEAN, STD))
+    mean, std = (
+        torch.tensor(value[:channels], dtype=weight.dtype, device=pixels.device).view(view) for value in (MEAN, STD)
+    )
     convolve = F.conv3d if pixels.ndim == 5 else F.conv2d
     x = (pixels.to(weight.dtype) - mean) / std
     tokens = convolve(x, weight, bias, stride=weight.shape[2:]).flatten(2).transpose(1, 2) + pos_embed
@@ -100,7 +102,10 @@ def test_without_bias_position_and_moments(place):
     got = run(place, pixels, weight)
     assert_near(got, F.conv3d(pixels.float(), weight, stride=(2, 16, 16)).flatten(2).transpose(1, 2), 1e-4)
     for options in ({"mean": MEAN[:3]}, {"std": torch.tensor(STD[:3], device=place[0], dtype=torch.float64)}):
-        assert_near(run(place, pixels, weight, **options), jk.reference.patch_embed(pixels.double(), weight.double(), **options))
+        assert_near(
+            run(place, pixels, weight, **options),
+            jk.reference.patch_embed(pixels.double(), weight.double(), **options),
+        )
 
 
 @pytest.mark.parametrize("strides", ["channels-last", "cropped", "frame-step", "expanded", "transposed"])
@@ -229,9 +234,9 @@ def test_any_shape_on_the_cpu(grid, patch, width, pixel_dtype, decoder_order, ra
     pixels = pixels.to(pixel_dtype)
     if decoder_order:
         pixels = pixels.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
-    keep = torch.tensor([[random.randrange(tokens) for _ in range(random.randrange(6))]] * batch, dtype=torch.int64).view(
-        batch, -1
-    )
+    keep = torch.tensor(
+        [[random.randrange(tokens) for _ in range(random.randrange(6))]] * batch, dtype=torch.int64
+    ).view(batch, -1)
     options = {"keep": keep, "pos_embed": pos_embed, **moments(channels)}
     want = jk.reference.patch_embed(pixels.double(), weight.double(), bias.double(), **options)
     assert_near(run(("cpu", "cpu"), pixels, weight, bias, **options), want)

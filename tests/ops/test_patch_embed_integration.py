@@ -55,7 +55,9 @@ def test_opcheck(name, full):
         torch.library.opcheck(torch.ops.jepa_kernels.patch_embed, (leaves[0], leaves[1], *extras))
         grad = torch.randn(10 if full else 16, 6)
         arguments = (grad, leaves[0].detach(), weight.detach(), *((rows, mean, std) if full else (None, None, None)))
-        torch.library.opcheck(torch.ops.jepa_kernels.patch_embed_backward, (*arguments, torch.float32, [full, True, True, full]))
+        torch.library.opcheck(
+            torch.ops.jepa_kernels.patch_embed_backward, (*arguments, torch.float32, [full, True, True, full])
+        )
 
 
 def test_second_derivatives_are_refused():
@@ -74,7 +76,9 @@ def test_compiles_in_one_graph_without_recompiling_as_keep_changes(place, form):
 
     def embed(pixels, weight, bias, pos_embed, ids, lengths):
         keep = {"tensor": ids, "list": [ids, ids.flip(1)], "ragged": jk.RaggedIds(ids.flatten(), lengths)}[form]
-        tokens = jk.patch_embed(pixels, weight, bias, keep=keep, pos_embed=pos_embed, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+        tokens = jk.patch_embed(
+            pixels, weight, bias, keep=keep, pos_embed=pos_embed, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0)
+        )
         return tokens.square().sum()
 
     compiled = torch.compile(embed, fullgraph=True, backend="aot_eager")
@@ -93,7 +97,9 @@ def test_compiles_in_one_graph_without_recompiling_as_keep_changes(place, form):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_call_still_refuses_ids_out_of_range():
     pixels, weight, *_ = clip()
-    compiled = torch.compile(lambda keep: jk.patch_embed(pixels, weight, keep=keep), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(
+        lambda keep: jk.patch_embed(pixels, weight, keep=keep), fullgraph=True, backend="aot_eager"
+    )
     for wrong in (8, -1):
         with pytest.raises(ValueError, match="kept id 1, counted over all of keep, is out of range"):
             compiled(torch.tensor([[0, wrong], [0, 0]]))

@@ -254,7 +254,9 @@ def test_compiles_in_one_graph_without_recompiling_as_the_seed_changes():
         with torch._dynamo.config.patch(error_on_recompile=seed > 0):
             loss = compiled(x, torch.tensor(seed))
         torch.testing.assert_close(loss, jk.sigreg(x, seed=seed, num_slices=32))
-        torch.testing.assert_close(torch.autograd.grad(loss, x)[0], run(("cpu", "cpu"), x, seed=seed, num_slices=32)[1])
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, x)[0], run(("cpu", "cpu"), x, seed=seed, num_slices=32)[1]
+        )
 
 
 def test_second_derivatives_are_refused():

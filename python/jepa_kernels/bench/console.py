@@ -39,7 +39,9 @@ class Progress(AbstractContextManager["Progress"]):
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -76,6 +78,8 @@ def print_table(records: Sequence[Record]) -> None:
             table.add_row(text.Text(row.case_id, style="bold"))
             previous = row.case_id
         cells = [row.cells[i] for i in COLUMNS]
-        table.add_row(f"  {cells[0]}", text.Text(cells[1], style=STYLES.get(row.status, "")), *map(text.Text, cells[2:]))
+        table.add_row(
+            f"  {cells[0]}", text.Text(cells[1], style=STYLES.get(row.status, "")), *map(text.Text, cells[2:])
+        )
     width = None if sys.stdout.isatty() else 160
     require("rich.console").Console(width=width).print(table)

@@ -18,4 +18,6 @@ def require(module: str, *, extra: str = "bench") -> ModuleType:
         package = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != package:
             raise
-        raise BenchInputError(f"{package} is not installed; install it with: pip install 'jepa-kernels[{extra}]'") from error
+        raise BenchInputError(
+            f"{package} is not installed; install it with: pip install 'jepa-kernels[{extra}]'"
+        ) from error

@@ -56,7 +56,10 @@ def steps(tests: Path, output: Path, sanitizer: str | None) -> list[Step]:
             )
         )
     found.append(
-        Step("benchmark", (sys.executable, "-m", "jepa_kernels.cli", "bench", "run", "--device", "cuda", "--output", str(output)))
+        Step(
+            "benchmark",
+            (sys.executable, "-m", "jepa_kernels.cli", "bench", "run", "--device", "cuda", "--output", str(output)),
+        )
     )
     return found
 
@@ -67,7 +70,10 @@ def run(budget_s: float, output: Path, tests: Path) -> int:
     Returns 0 when every step passed, 4 when one failed or ran out of time, 5 when there is no GPU.
     """
     if not torch.cuda.is_available():
-        print("jepa-kernels: gpu-check needs an NVIDIA GPU and found none; `make test` is what runs without one", file=sys.stderr)
+        print(
+            "jepa-kernels: gpu-check needs an NVIDIA GPU and found none; `make test` is what runs without one",
+            file=sys.stderr,
+        )
         return NO_GPU
     output.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + budget_s
@@ -97,7 +103,11 @@ def _run_step(step: Step, remaining_s: float, output: Path) -> Outcome:
         except subprocess.TimeoutExpired:
             return Outcome(step.name, "timeout", time.monotonic() - started, f"stopped after {limit:.0f} s")
     reason = None if code == 0 else f"exit code {code}; see {step.name}.log"
-    if code == 0 and step.name != "benchmark" and not re.search(r"\b[1-9]\d* passed", _tail(output / f"{step.name}.log")):
+    if (
+        code == 0
+        and step.name != "benchmark"
+        and not re.search(r"\b[1-9]\d* passed", _tail(output / f"{step.name}.log"))
+    ):
         reason = f"no test ran; see {step.name}.log"  # pytest is content when every test skips itself
     return Outcome(step.name, "failed" if reason else "passed", time.monotonic() - started, reason)
 

@@ -48,7 +48,9 @@ def table(records: Sequence[Record], environment: dict[str, Any]) -> str:
     for row in summary.rows(records):
         if row.provider.startswith("jk-") and row.cells[2] != summary.MISSING:
             _, status, median, _, official, fastest = row.cells[:6]
-            lines.append(f"| {row.case_id} | {row.provider} | {median} | {official} | {fastest} {row.fastest or ''} | {status} |")
+            lines.append(
+                f"| {row.case_id} | {row.provider} | {median} | {official} | {fastest} {row.fastest or ''} | {status} |"
+            )
     return "\n".join(lines)
 
 

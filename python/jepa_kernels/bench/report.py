@@ -43,7 +43,9 @@ def render(records: Sequence[Record], environment: dict[str, Any], run_id: str, 
 def _render(records: Sequence[Record], environment: dict[str, Any], run_id: str, complete: bool) -> str:
     jinja2 = require("jinja2")
     loader = jinja2.PackageLoader("jepa_kernels.bench", "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(TEMPLATE)
+    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
+        TEMPLATE
+    )
     markup = require("markupsafe").Markup
     drawn = {name: markup(svg) if svg else None for name, svg in _plots(records, environment).items()}
     statuses, energy_note = summary.counts(records), summary.energy_note(records)

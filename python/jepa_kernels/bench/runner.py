@@ -263,7 +263,9 @@ def _ratios(timed: Timed, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
     return found
 
 
-def _rates(summary: Summary, work: Work | None, dtype: str, ceilings: Ceilings) -> tuple[dict[str, float] | None, list[str]]:
+def _rates(
+    summary: Summary, work: Work | None, dtype: str, ceilings: Ceilings
+) -> tuple[dict[str, float] | None, list[str]]:
     if work is None:
         return None, []
     flops, moved = work.flops / summary.median, work.bytes / summary.median

@@ -42,7 +42,9 @@ QUICK = Suite(
     case_budget_s=6.0,
     time_budget_s=200.0,
     quick=True,
-    timing=TimingOptions(rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1),
+    timing=TimingOptions(
+        rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
+    ),
 )
 
 

@@ -13,7 +13,9 @@ def patch_embed_flops(tokens: int, patch_values: int, dim: int) -> int:
     return 2 * tokens * patch_values * dim
 
 
-def patch_embed_bytes(tokens: int, patch_values: int, dim: int, *, pixel_bytes: int, weight_bytes: int, out_bytes: int) -> int:
+def patch_embed_bytes(
+    tokens: int, patch_values: int, dim: int, *, pixel_bytes: int, weight_bytes: int, out_bytes: int
+) -> int:
     """Pixels of the kept patches + weight and bias + output."""
     pixels = tokens * patch_values * pixel_bytes
     return pixels + (patch_values + 1) * dim * weight_bytes + tokens * dim * out_bytes
@@ -61,7 +63,9 @@ def adamw_ema_bytes(elements: int) -> int:
     return elements * (4 + 4 * 8 + 2 * 2)
 
 
-def transformer_flops(tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False) -> float:
+def transformer_flops(
+    tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False
+) -> float:
     """Blocks of attention and MLP: (8 + 4r) * tokens * D^2 + 4 * pairs * D per layer; backward doubles the linear
     layers and costs 2.5 times the attention products."""
     linear = (8 + 4 * mlp_ratio) * tokens * dim * dim

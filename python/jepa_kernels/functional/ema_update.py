@@ -104,7 +104,9 @@ def prepare(
         _check_pair(index, target, source, targets[0])
         if shadows:
             _check_shadow(index, shadows[index], target)
-    scalars = _checked_scalars(momentum, stochastic_rounding, seed, targets[0].device if targets else torch.device("cpu"))
+    scalars = _checked_scalars(
+        momentum, stochastic_rounding, seed, targets[0].device if targets else torch.device("cpu")
+    )
     moved, key = scalars["momentum"], scalars["seed"]
     return {
         "targets": targets,
@@ -118,7 +120,9 @@ def prepare(
     }
 
 
-def _checked_scalars(momentum: float | Tensor, stochastic: bool, seed: int | Tensor | None, device: torch.device) -> dict[str, Any]:
+def _checked_scalars(
+    momentum: float | Tensor, stochastic: bool, seed: int | Tensor | None, device: torch.device
+) -> dict[str, Any]:
     """Momentum and seed, checked; on a CPU as numbers, on other devices tensors stay tensors."""
     checked = checked_momentum(momentum, device)
     if stochastic and seed is None:
@@ -127,11 +131,13 @@ def _checked_scalars(momentum: float | Tensor, stochastic: bool, seed: int | Ten
 
 
 def checked_momentum(momentum: float | Tensor, device: torch.device, name: str = "ema_update_") -> float | Tensor:
-    """A momentum that lies in [0, 1]. A tensor on a GPU is looked at only with JEPA_KERNELS_CHECK=1, as that waits for the device."""
+    """A momentum that lies in [0, 1]. A tensor on a GPU is looked at only with JEPA_KERNELS_CHECK=1, as that waits
+    for the device."""
     if isinstance(momentum, Tensor):
         if momentum.numel() != 1 or momentum.dtype not in (torch.float32, torch.float64) or momentum.device != device:
             raise ValueError(
-                f"{name}: a momentum tensor must hold one float32 or float64 value on {device}, got shape {tuple(momentum.shape)}, "
+                f"{name}: a momentum tensor must hold one float32 or float64 value on {device}, got shape "
+                f"{tuple(momentum.shape)}, "
                 f"{momentum.dtype} on {momentum.device}"
             )
         if torch.compiler.is_compiling() or (device.type != "cpu" and os.environ.get("JEPA_KERNELS_CHECK") != "1"):
@@ -148,7 +154,8 @@ def _checked_seed(seed: int | Tensor | None, device: torch.device) -> int | Tens
     if isinstance(seed, Tensor):
         if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
             raise ValueError(
-                f"ema_update_: a seed tensor must hold one int64 value on {device}, got shape {tuple(seed.shape)}, {seed.dtype} on "
+                f"ema_update_: a seed tensor must hold one int64 value on {device}, got shape {tuple(seed.shape)}, "
+                f"{seed.dtype} on "
                 f"{seed.device}"
             )
         if torch.compiler.is_compiling() or device.type != "cpu":
@@ -164,15 +171,21 @@ def _check_pair(index: int, target: Tensor, source: Tensor, first: Tensor) -> No
         if not isinstance(tensor, Tensor):
             raise TypeError(f"ema_update_: {name} {index} is {type(tensor).__name__}, not a tensor")
         if tensor.dtype not in _FLOATS:
-            raise TypeError(f"ema_update_: {name} {index} has dtype {tensor.dtype}; convert it to one of {_names(_FLOATS)}")
+            raise TypeError(
+                f"ema_update_: {name} {index} has dtype {tensor.dtype}; convert it to one of {_names(_FLOATS)}"
+            )
         if tensor.device != first.device:
-            raise ValueError(f"ema_update_: {name} {index} is on {tensor.device}, target 0 on {first.device}; move them together")
+            raise ValueError(
+                f"ema_update_: {name} {index} is on {tensor.device}, target 0 on {first.device}; move them together"
+            )
     if target.shape != source.shape:
         raise ValueError(
             f"ema_update_: target {index} has shape {tuple(target.shape)}, its online tensor {tuple(source.shape)}"
         )
     if target.requires_grad:
-        raise ValueError(f"ema_update_: target {index} requires grad; call requires_grad_(False) on the target encoder")
+        raise ValueError(
+            f"ema_update_: target {index} requires grad; call requires_grad_(False) on the target encoder"
+        )
     if not torch.compiler.is_compiling() and _overlap(target, source):
         raise ValueError(f"ema_update_: target {index} shares memory with its online tensor; make the target a copy")
 
@@ -188,7 +201,8 @@ def _check_shadow(index: int, shadow: Tensor, target: Tensor) -> None:
         raise TypeError(f"ema_update_: shadow {index} is {found}; make it a tensor of {_names(_SHADOWS)}")
     if shadow.shape != target.shape or shadow.device != target.device:
         raise ValueError(
-            f"ema_update_: shadow {index} has shape {tuple(shadow.shape)} on {shadow.device}, its target {tuple(target.shape)} on "
+            f"ema_update_: shadow {index} has shape {tuple(shadow.shape)} on {shadow.device}, its target "
+            f"{tuple(target.shape)} on "
             f"{target.device}"
         )
 

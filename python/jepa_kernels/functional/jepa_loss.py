@@ -234,7 +234,9 @@ def _rows(masks: Sequence[Ids | None], target: Tensor) -> Tensor | None:
     batch, tokens = target.shape[0], target.shape[1]
     if isinstance(masks[0], RaggedIds):
         if len(masks) > 1:
-            raise ValueError(f"jepa_loss: {len(masks)} ragged masks need {len(masks)} predictions; pass them as a list")
+            raise ValueError(
+                f"jepa_loss: {len(masks)} ragged masks need {len(masks)} predictions; pass them as a list"
+            )
         ids, element = _ragged(masks[0], target)
     else:
         ids = _stacked(masks, target)  # [M, B, K]

@@ -163,7 +163,9 @@ def _checked_triple(q: Tensor, k: Tensor, v: Tensor, ragged: bool) -> tuple[Tens
     if k.shape[2] != v.shape[2]:
         raise ValueError(f"masked_attention: {k.shape[2]} keys but {v.shape[2]} values; give one value a key")
     if ragged and q.shape[2] != k.shape[2]:
-        raise ValueError(f"masked_attention: {q.shape[2]} queries but {k.shape[2]} keys; with Ragged they are the same tokens")
+        raise ValueError(
+            f"masked_attention: {q.shape[2]} queries but {k.shape[2]} keys; with Ragged they are the same tokens"
+        )
     return q, k, v
 
 
@@ -171,7 +173,9 @@ def _check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"masked_attention: {name} is a {type(x).__name__}, not a tensor")
     if x.dtype not in _FLOATS:
-        raise TypeError(f"masked_attention: {name} has dtype {x.dtype}; convert it to float32, bfloat16, float16 or float64")
+        raise TypeError(
+            f"masked_attention: {name} has dtype {x.dtype}; convert it to float32, bfloat16, float16 or float64"
+        )
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -217,7 +221,9 @@ def _mask_arguments(mask: AttentionMask, q: Tensor, k: Tensor) -> dict[str, Any]
         size == 1 or size == whole for size, whole in zip(reversed(mask.shape), reversed(full), strict=False)
     )
     if not broadcasts:
-        raise ValueError(f"masked_attention: mask of shape {tuple(mask.shape)} does not broadcast to (B, H, Nq, Nk) = {full}")
+        raise ValueError(
+            f"masked_attention: mask of shape {tuple(mask.shape)} does not broadcast to (B, H, Nq, Nk) = {full}"
+        )
     return {"bool_mask": mask.expand(full)}
 
 

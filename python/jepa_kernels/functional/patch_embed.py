@@ -140,7 +140,9 @@ def _check_pixels(pixels: Tensor, weight: Tensor) -> None:
     _check_tensor("pixels", pixels, (torch.uint8, *_FLOATS), pixels)
     _check_tensor("weight", weight, _FLOATS, pixels)
     if pixels.ndim not in (4, 5):
-        raise ValueError(f"patch_embed: pixels have shape {tuple(pixels.shape)}; make them (B, C, H, W) or (B, C, T, H, W)")
+        raise ValueError(
+            f"patch_embed: pixels have shape {tuple(pixels.shape)}; make them (B, C, H, W) or (B, C, T, H, W)"
+        )
     if weight.ndim != pixels.ndim:
         expected = "(D, C, ph, pw)" if pixels.ndim == 4 else "(D, C, pt, ph, pw)"
         raise ValueError(
@@ -213,7 +215,9 @@ def _channel_values(name: str, values: Channels, pixels: Tensor, dtype: torch.dt
         )
     _check_tensor(name, values, _FLOATS, pixels)
     if values.requires_grad:
-        raise ValueError(f"patch_embed: {name} requires grad, and no gradient is computed for it; pass {name}.detach()")
+        raise ValueError(
+            f"patch_embed: {name} requires grad, and no gradient is computed for it; pass {name}.detach()"
+        )
     if _checking(pixels.device):
         channel_numbers(name, values.tolist(), channels)
     return values.to(dtype)

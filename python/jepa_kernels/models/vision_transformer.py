@@ -77,9 +77,7 @@ class VisionTransformer(nn.Module):
         )
         self.patch_embed: PatchEmbed | PatchEmbed3D
         if self.is_video:
-            self.patch_embed = PatchEmbed3D(
-                patch_size, tubelet_size, in_chans, embed_dim, pixel_mean, pixel_std
-            )
+            self.patch_embed = PatchEmbed3D(patch_size, tubelet_size, in_chans, embed_dim, pixel_mean, pixel_std)
         else:
             self.patch_embed = PatchEmbed(patch_size, in_chans, embed_dim, pixel_mean, pixel_std)
         self.num_patches = depth_patches * rows * columns
@@ -87,16 +85,13 @@ class VisionTransformer(nn.Module):
         self.pos_embed: nn.Parameter | None = None
         if not use_rope:
             if self.is_video:
-                table = get_3d_sincos_pos_embed(
-                    embed_dim, (rows, columns), depth_patches, uniform_power=uniform_power
-                )
+                table = get_3d_sincos_pos_embed(embed_dim, (rows, columns), depth_patches, uniform_power=uniform_power)
             else:
                 table = get_2d_sincos_pos_embed(embed_dim, (rows, columns))
             self.pos_embed = nn.Parameter(torch.from_numpy(table).float().unsqueeze(0), requires_grad=False)
 
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, grid_size=rows, use_rope=use_rope)
-            for _ in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, grid_size=rows, use_rope=use_rope) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         init_weights(self, self.blocks, init_std)

@@ -16,14 +16,10 @@ class MultiSeqWrapper(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(
-        self, x: list[Tensor], masks: list[list[Tensor]] | None = None
-    ) -> list[Tensor] | list[list[Tensor]]:
+    def forward(self, x: list[Tensor], masks: list[list[Tensor]] | None = None) -> list[Tensor] | list[list[Tensor]]:
         if masks is None:
             return [self.backbone(clips) for clips in x]
-        return [
-            [self.backbone(clips, masks=mask) for mask in group] for clips, group in zip(x, masks, strict=True)
-        ]
+        return [[self.backbone(clips, masks=mask) for mask in group] for clips, group in zip(x, masks, strict=True)]
 
 
 class PredictorMultiSeqWrapper(nn.Module):

@@ -26,9 +26,7 @@ class Attention(nn.Module):
         torch.Size([1, 5, 64])
     """
 
-    def __init__(
-        self, dim: int, num_heads: int = 8, qkv_bias: bool = False, qk_scale: float | None = None
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = False, qk_scale: float | None = None) -> None:
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads; got dim={dim}, num_heads={num_heads}")

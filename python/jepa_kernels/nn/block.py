@@ -23,9 +23,7 @@ class MLP(nn.Module):
         torch.Size([2, 8])
     """
 
-    def __init__(
-        self, in_features: int, hidden_features: int | None = None, out_features: int | None = None
-    ) -> None:
+    def __init__(self, in_features: int, hidden_features: int | None = None, out_features: int | None = None) -> None:
         super().__init__()
         hidden_features = hidden_features or in_features
         self.fc1 = nn.Linear(in_features, hidden_features)

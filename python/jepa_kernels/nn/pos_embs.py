@@ -24,9 +24,7 @@ def get_1d_sincos_pos_embed_from_grid(embed_dim: int, pos: ArrayLike) -> FloatAr
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
 
 
-def get_2d_sincos_pos_embed(
-    embed_dim: int, grid_size: int | tuple[int, int], cls_token: bool = False
-) -> FloatArray:
+def get_2d_sincos_pos_embed(embed_dim: int, grid_size: int | tuple[int, int], cls_token: bool = False) -> FloatArray:
     """Embedding of an image grid: the first half of the channels encodes the row, the second the column.
 
     Shapes: `grid_size` is (rows, columns) of tokens, or one number for both; returns (rows*columns, D), in raster

@@ -21,7 +21,8 @@ GPU_CHUNK = 16384
 
 
 def _strided_alike(targets: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:
-    """`others` with the memory order of `targets`: those that differ are copied, so that kernels can walk flat memory."""
+    """`others` with the memory order of `targets`: those that differ are copied, so that kernels can walk flat
+    memory."""
     return [
         other if other.stride() == target.stride() else torch.empty_like(target, dtype=other.dtype).copy_(other)
         for target, other in zip(targets, others, strict=True)
@@ -97,7 +98,8 @@ def _entries(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """The update as a GPU kernel reads it: one row a tensor, one row a program; tensors of like dtypes and alignment together.
+    """The update as a GPU kernel reads it: one row a tensor, one row a program; tensors of like dtypes and alignment
+    together.
 
     table: int64 (tensors, 5): addresses of target, online and shadow (0 for none), element count, place in the caller's
         list.
@@ -112,7 +114,9 @@ class DevicePlan:
     aligned: bool
 
 
-def device_plans(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]) -> tuple[DevicePlan, ...]:
+def device_plans(
+    targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]
+) -> tuple[DevicePlan, ...]:
     """The plans of these tensors, from a cache: the copy to the device happens only when a tensor moved or changed."""
     rows = tuple(
         (
@@ -153,7 +157,9 @@ def _plans_of_rows(rows: tuple, device: torch.device) -> tuple[DevicePlan, ...]:
     return tuple(plans)
 
 
-def _plan_triton(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]) -> Callable[..., None]:
+def _plan_triton(
+    targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]
+) -> Callable[..., None]:
     from ..kernels import ema_update as kernel
 
     plans = device_plans(targets, online, shadows)
@@ -204,7 +210,8 @@ def _plan_cuda(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Seq
 
 
 def _forward(plan: Callable[..., Callable[..., None]]) -> Callable[..., None]:
-    """The backend's forward out of its plan: prepared and run at once, after copies of online tensors in another memory order."""
+    """The backend's forward out of its plan: prepared and run at once, after copies of online tensors in another
+    memory order."""
 
     def run(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
         online = _strided_alike(targets, online)  # named, so that copies live until the call is over

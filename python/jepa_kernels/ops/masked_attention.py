@@ -188,7 +188,14 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extr
 
 
 def _run_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, gradients: tuple[Tensor, ...], extras: Extras
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    gradients: tuple[Tensor, ...],
+    extras: Extras,
 ) -> None:
     implementation = backends.resolve(OPERATOR, q.device, (q, k, v, *extras))
     if out.numel() == 0 or k.numel() == 0:

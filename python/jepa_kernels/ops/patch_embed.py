@@ -53,7 +53,8 @@ def _supports_triton(pixels, weight, bias, rows, pos_embed, mean, std) -> str | 
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference or cpu backend"
     reach = sum(
-        (size - 1) * stride for size, stride in zip((pixels.shape[1], *weight.shape[2:]), pixels.stride()[1:], strict=True)
+        (size - 1) * stride
+        for size, stride in zip((pixels.shape[1], *weight.shape[2:]), pixels.stride()[1:], strict=True)
     )
     if max(reach, _tokens(pixels, weight) * weight.shape[0]) >= 2**31:
         return "the triton kernel counts pixels inside a patch, and pos_embed, in 32 bits"
@@ -66,7 +67,13 @@ def _product_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _pack(
-    pixels: Tensor, weight: Tensor, rows: Tensor | None, first: int, mean: Tensor | None, std: Tensor | None, out: Tensor
+    pixels: Tensor,
+    weight: Tensor,
+    rows: Tensor | None,
+    first: int,
+    mean: Tensor | None,
+    std: Tensor | None,
+    out: Tensor,
 ) -> None:
     """Writes the normalised pixels of `len(out)` patches, beginning at place `first` of `rows`, as rows of `out`."""
     _native.cpu().pack_patches(
@@ -226,7 +233,9 @@ OPERATOR = register(
     Operator(
         "patch_embed",
         {
-            "reference": Backend("reference", _supports_reference, {"forward": embed_rows, "backward": embed_rows_backward}),
+            "reference": Backend(
+                "reference", _supports_reference, {"forward": embed_rows, "backward": embed_rows_backward}
+            ),
             "cpu": Backend("cpu", _supports_cpu, {"forward": _cpu_forward, "backward": _cpu_backward}),
             "triton": Backend("triton", _supports_triton, {"forward": _triton_forward, "backward": _triton_backward}),
         },
@@ -322,12 +331,16 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = [ctx.needs_input_grad[place] for place in (1, 2, 4, 0)]  # weight, bias, pos_embed, pixels
     with backends.reentered(ctx.backend):
         gradients = _patch_embed_backward(grad, pixels, weight, rows, mean, std, ctx.pos_dtype, needs)
-    of_weight, of_bias, of_pos, of_pixels = (value if needed else None for value, needed in zip(gradients, needs, strict=True))
+    of_weight, of_bias, of_pos, of_pixels = (
+        value if needed else None for value, needed in zip(gradients, needs, strict=True)
+    )
     return of_pixels, of_weight, of_bias, None, of_pos, None, None
 
 
 def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise NotImplementedError("patch_embed: second derivatives are not implemented; use jk.reference.patch_embed for them")
+    raise NotImplementedError(
+        "patch_embed: second derivatives are not implemented; use jk.reference.patch_embed for them"
+    )
 
 
 _patch_embed_backward = define(

@@ -95,7 +95,10 @@ def backward(
     """Gradients of q, k and v, from the output and log-sum-exp that `forward` returned."""
     if cu_seqlens is None:
         return _backward_dense(dout, q, k, v, out, lse, **extras)
-    parts = [_backward_dense(*_tokens((dout, q, k, v, out, lse), s), **_tables_of(extras, s)) for s in _sequences(cu_seqlens)]
+    parts = [
+        _backward_dense(*_tokens((dout, q, k, v, out, lse), s), **_tables_of(extras, s))
+        for s in _sequences(cu_seqlens)
+    ]
     if not parts:
         return _backward_dense(dout, q, k, v, out, lse, **extras)
     dq, dk, dv = (torch.cat(grads, dim=2) for grads in zip(*parts, strict=True))

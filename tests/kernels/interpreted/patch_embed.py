@@ -92,7 +92,10 @@ def test_nothing_is_written_beyond_the_outputs():
 
 def test_bfloat16_and_float64_are_refused():
     pixels, weight, *_ = problem((1, 3, 16, 16), (16, 16), 4, torch.float32)
-    for dtype, reason in ((torch.bfloat16, "interpreter computes bfloat16 wrongly"), (torch.float64, "computes in float32")):
+    for dtype, reason in (
+        (torch.bfloat16, "interpreter computes bfloat16 wrongly"),
+        (torch.float64, "computes in float32"),
+    ):
         with jk.backend("triton"), pytest.raises(jk.BackendError, match=reason):
             jk.patch_embed(pixels, weight.to(dtype))
 

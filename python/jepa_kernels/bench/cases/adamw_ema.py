@@ -66,10 +66,14 @@ def _fused_training(inputs: StepInputs) -> Training:
     options: dict[str, Any] = {"lr": LR, "weight_decay": WEIGHT_DECAY, "skip_nonfinite": False}
     optimizer = jk.AdamWEMA(holder.parameters(), target=target, shadows=twins, **options)
     assert target.shadow is not None
-    return Training(list(holder), target.targets, list(twins.values()), list(target.shadow.parameters()), optimizer.step)
+    return Training(
+        list(holder), target.targets, list(twins.values()), list(target.shadow.parameters()), optimizer.step
+    )
 
 
-def _torch_training(inputs: StepInputs, *, fused: bool, update: Callable[[list[Tensor], list[Tensor]], None]) -> Training:
+def _torch_training(
+    inputs: StepInputs, *, fused: bool, update: Callable[[list[Tensor], list[Tensor]], None]
+) -> Training:
     parameters = inputs.parameters()
     targets = [p.detach().clone() for p in parameters]
     copies = [p.detach().to(torch.bfloat16) for p in parameters]
@@ -132,7 +136,9 @@ def _low_precision(inputs: StepInputs) -> list[Tensor]:
 def _providers(device: torch.device) -> list[Provider]:
     return [
         *kernel_providers("adamw_ema", device, _run, setup=_fused_training, outputs=_outputs),
-        Provider("torch-foreach-v-jepa", _run, _official, outputs=_outputs, about="default AdamW, V-JEPA 2's EMA, casts"),
+        Provider(
+            "torch-foreach-v-jepa", _run, _official, outputs=_outputs, about="default AdamW, V-JEPA 2's EMA, casts"
+        ),
         Provider("torch-fused-lerp", _run, _strong, outputs=_outputs, about="AdamW(fused=True), foreach lerp, casts"),
     ]
 

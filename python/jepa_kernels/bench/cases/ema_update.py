@@ -121,7 +121,13 @@ def _providers(device: torch.device) -> list[Provider]:
 
     return [
         *kernel_providers("ema_update", device, _kernel, setup=EmaInputs.fresh, outputs=_targets),
-        Provider("jk-EMATarget", _follow, _ema_target, outputs=_followed, about="automatic backend, tensors known beforehand"),
+        Provider(
+            "jk-EMATarget",
+            _follow,
+            _ema_target,
+            outputs=_followed,
+            about="automatic backend, tensors known beforehand",
+        ),
         torch_form("torch-foreach-mul-add", _foreach_mul_add, "the V-JEPA 2 form"),
         torch_form("torch-foreach-lerp", _foreach_lerp, "one pass over memory"),
         torch_form("torch-loop", _loop, "the I-JEPA form"),
@@ -151,7 +157,9 @@ def cases() -> list[Case]:
     return [
         make_case("vits16", vit_shapes(384, 12, 1536, 1536), {"quick", "full"}),
         make_case("400-small-tensors", [(384,), (1024,), (64, 48), (96, 96)] * 100, {"quick", "full"}),
-        make_case("vitl-norms-and-biases", [s for s in vit_shapes(1024, 24, 1536, 4096) if len(s) == 1], {"quick", "full"}),
+        make_case(
+            "vitl-norms-and-biases", [s for s in vit_shapes(1024, 24, 1536, 4096) if len(s) == 1], {"quick", "full"}
+        ),
         make_case("vitb16", vit_shapes(768, 12, 1536, 3072), {"full"}),
         make_case("vjepa2-vitl", vit_shapes(1024, 24, 1536, 4096), {"full"}),
     ]

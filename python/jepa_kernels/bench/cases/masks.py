@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def keep_block(generator: torch.Generator, batch: int, frames: int, height: int, width: int, fraction: float) -> Tensor:
+def keep_block(
+    generator: torch.Generator, batch: int, frames: int, height: int, width: int, fraction: float
+) -> Tensor:
     """int64 (batch, K) ascending ids of a random rectangle of about `fraction` of the grid, on every frame.
 
     Token id = frame * height * width + row * width + column.

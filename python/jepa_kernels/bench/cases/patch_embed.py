@@ -89,7 +89,9 @@ def _work(inputs: PatchInputs) -> Work:
     size = inputs.weight.element_size()
     return Work(
         formulas.patch_embed_flops(tokens, shape.patch_values, shape.dim),
-        formulas.patch_embed_bytes(tokens, shape.patch_values, shape.dim, pixel_bytes=1, weight_bytes=size, out_bytes=size),
+        formulas.patch_embed_bytes(
+            tokens, shape.patch_values, shape.dim, pixel_bytes=1, weight_bytes=size, out_bytes=size
+        ),
         shape.batch,
         tokens,
     )
@@ -98,7 +100,9 @@ def _work(inputs: PatchInputs) -> Work:
 def _twin(inputs: PatchInputs) -> list[Tensor]:
     from ... import reference
 
-    out = reference.patch_embed(inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std)
+    out = reference.patch_embed(
+        inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std
+    )
     return [out]
 
 
@@ -109,7 +113,9 @@ def _double(inputs: PatchInputs) -> list[Tensor]:
 def _kernel(inputs: PatchInputs) -> Tensor:
     import jepa_kernels as jk
 
-    return jk.patch_embed(inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std)
+    return jk.patch_embed(
+        inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std
+    )
 
 
 def _conv(inputs: PatchInputs) -> Tensor:

@@ -114,7 +114,9 @@ def _work(inputs: StepInputs) -> Work:
     batch = shape.batch
     patch_values = 3 * shape.tubelet * shape.patch**2
     flops: float = formulas.patch_embed_flops(batch * tokens, patch_values, config.dim)
-    flops += formulas.transformer_flops(batch * tokens, batch * tokens**2, config.dim, config.depth, mlp_ratio=config.mlp_ratio)
+    flops += formulas.transformer_flops(
+        batch * tokens, batch * tokens**2, config.dim, config.depth, mlp_ratio=config.mlp_ratio
+    )
     for context, target in zip(inputs.masks_enc, inputs.masks_pred, strict=True):
         kept, both = context.shape[1], context.shape[1] + target.shape[1]
         flops += 2 * formulas.patch_embed_flops(batch * kept, patch_values, config.dim)

@@ -31,6 +31,7 @@ PACKAGES = {
     "jepa_kernels.functional": "python/jepa_kernels/functional",
     "jepa_kernels.models": "python/jepa_kernels/models",
     "jepa_kernels.nn": "python/jepa_kernels/nn",
+    "jepa_kernels.optim": "python/jepa_kernels/optim",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
     "jepa_kernels.kernels": "kernels/jepa_triton",

@@ -17,7 +17,8 @@ jepa::Isa parse_isa(const std::string& name) {
   throw py::value_error("unknown instruction set '" + name + "': one of baseline, avx2, avx512, avx512_bf16");
 }
 
-// The library whose OpenMP runs our loops. It must be the one torch loaded: two pools of spinning threads slow each other down.
+// The library whose OpenMP runs our loops. It must be the one torch loaded: two pools of spinning threads slow each
+// other down.
 std::string openmp_library() {
   Dl_info info{};
   void* symbol = dlsym(RTLD_DEFAULT, "GOMP_parallel");
@@ -33,6 +34,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("limit_isa", [](const std::string& name) { jepa::limit_isa(parse_isa(name)); }, py::arg("highest"));
   m.def("openmp_library", &openmp_library);
   jepa::bind_ema_update(m);
+  jepa::bind_watch(m);
+  jepa::bind_adamw_ema(m);
   jepa::bind_patch_embed(m);
   jepa::bind_masked_attention(m);
   jepa::bind_jepa_loss(m);

@@ -6,6 +6,8 @@
 namespace jepa {
 
 void bind_ema_update(pybind11::module_& m);
+void bind_watch(pybind11::module_& m);
+void bind_adamw_ema(pybind11::module_& m);
 void bind_patch_embed(pybind11::module_& m);
 void bind_masked_attention(pybind11::module_& m);
 void bind_jepa_loss(pybind11::module_& m);

@@ -3,6 +3,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -11,7 +12,8 @@
 namespace jepa {
 
 // Each entry is (address, dtype code, element count); a shadow entry may be None.
-inline std::vector<EmaTensor> ema_tensors(const pybind11::list& targets, const pybind11::list& online, const pybind11::list& shadows) {
+inline std::vector<EmaTensor> ema_tensors(const pybind11::list& targets, const pybind11::list& online,
+                                          const pybind11::list& shadows) {
   const size_t count = targets.size();
   if (online.size() != count || shadows.size() != count) fail("ema_update: lists of different lengths");
   std::vector<EmaTensor> tensors;
@@ -25,12 +27,14 @@ inline std::vector<EmaTensor> ema_tensors(const pybind11::list& targets, const p
     t.online = reinterpret_cast<const void*>(source[0].cast<uintptr_t>());
     t.online_dtype = static_cast<DType>(source[1].cast<int>());
     t.index = static_cast<uint32_t>(i);
-    if (source[2].cast<int64_t>() != t.numel) fail("ema_update: tensor " + std::to_string(i) + ": element counts differ");
+    if (source[2].cast<int64_t>() != t.numel)
+      fail("ema_update: tensor " + std::to_string(i) + ": element counts differ");
     if (!shadows[i].is_none()) {
       const pybind11::tuple shadow = shadows[i];
       t.shadow = reinterpret_cast<void*>(shadow[0].cast<uintptr_t>());
       t.shadow_dtype = static_cast<DType>(shadow[1].cast<int>());
-      if (shadow[2].cast<int64_t>() != t.numel) fail("ema_update: shadow " + std::to_string(i) + ": element counts differ");
+      if (shadow[2].cast<int64_t>() != t.numel)
+        fail("ema_update: shadow " + std::to_string(i) + ": element counts differ");
     }
     tensors.push_back(t);
   }

@@ -1,27 +1,20 @@
-// The EMA update on CPUs: checks, chunks of many tensors spread over threads, dispatch by instruction set.
-#include <algorithm>
+// The EMA update on CPUs: checks, shares of many tensors spread over threads, dispatch by instruction set.
 #include <string>
+#include <utility>
 
 #include "ema_update_kernel.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
+#include "work_items.h"
 
 namespace jepa {
 
-void ema_update_chunk_avx2(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
-void ema_update_chunk_avx512(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
+void ema_update_chunk_avx2(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
+void ema_update_chunk_avx512(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
 
 namespace {
 
-// Small enough that a thread's share of one tensor stays in its L2 and work balances, large enough to hide the loop's overhead.
-constexpr int64_t kChunk = 32768;
-
-struct Chunk {
-  const EmaTensor* tensor;
-  int64_t begin, end;
-};
-
-using ChunkKernel = void (*)(const EmaTensor&, int64_t, int64_t, double, bool, uint64_t);
+using ChunkKernel = void (*)(const EmaTensor&, int64_t, int64_t, const EmaCpuStep&);
 
 ChunkKernel chunk_kernel() {
 #if defined(JEPA_HAVE_AVX512)
@@ -49,17 +42,21 @@ void check(const EmaTensor& t) {
 
 }  // namespace
 
-void ema_update_cpu(const std::vector<EmaTensor>& tensors, double weight, bool stochastic_rounding, uint64_t seed, int num_threads) {
-  std::vector<Chunk> chunks;
-  for (const EmaTensor& t : tensors) {
-    check(t);
-    for (int64_t begin = 0; begin < t.numel; begin += kChunk)
-      chunks.push_back({&t, begin, std::min(begin + kChunk, t.numel)});
+EmaTensors::EmaTensors(std::vector<EmaTensor> tensors) : tensors_(std::move(tensors)), items_(new WorkItems) {
+  for (size_t i = 0; i < tensors_.size(); ++i) {
+    check(tensors_[i]);
+    items_->add(i, tensors_[i].numel);
   }
+}
+
+EmaTensors::~EmaTensors() = default;
+
+void EmaTensors::update(double weight, bool stochastic_rounding, uint64_t seed, int num_threads) const {
   const ChunkKernel kernel = chunk_kernel();
-  parallel_for(static_cast<int64_t>(chunks.size()), num_threads, [&](int64_t i) {
-    const Chunk& c = chunks[static_cast<size_t>(i)];
-    kernel(*c.tensor, c.begin, c.end, weight, stochastic_rounding, seed);
+  const EmaCpuStep step{weight, stochastic_rounding, seed, 12 * items_->elements() > kStreamBytes};
+  parallel_for(items_->count(), items_->threads(num_threads), [&](int64_t item) {
+    for (const Chunk* c = items_->begin(item); c != items_->end(item); ++c)
+      kernel(tensors_[c->tensor], c->begin, c->end, step);
   });
 }
 

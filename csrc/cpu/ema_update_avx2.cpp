@@ -3,8 +3,8 @@
 
 namespace jepa {
 
-void ema_update_chunk_avx2(const EmaTensor& t, int64_t begin, int64_t end, double weight, bool stochastic, uint64_t seed) {
-  update_chunk(t, begin, end, weight, stochastic, seed);
+void ema_update_chunk_avx2(const EmaTensor& t, int64_t begin, int64_t end, const EmaCpuStep& step) {
+  update_chunk(t, begin, end, step);
 }
 
 }  // namespace jepa

@@ -6,6 +6,7 @@
 
 #include "jepa/ema_update_cuda.h"
 #include "jepa/float_types.h"
+#include "jepa/lerp_cuda.h"
 #include "jepa/philox.h"
 
 namespace jepa {
@@ -24,16 +25,6 @@ struct alignas(sizeof(T) * kVector < 16 ? sizeof(T) * kVector : 16) Pack {
 
 struct NoShadow {};
 
-// torch.lerp's two branches: exact at both ends.
-__device__ inline float lerp(float target, float online, float weight) {
-  const float difference = online - target;
-  return weight < 0.5f ? fmaf(weight, difference, target) : fmaf(weight - 1.0f, difference, online);
-}
-__device__ inline double lerp(double target, double online, double weight) {
-  const double difference = online - target;
-  return weight < 0.5 ? fma(weight, difference, target) : fma(weight - 1.0, difference, online);
-}
-
 template <typename Target>
 using Accumulator = decltype(to_float(Target{}));
 
@@ -47,7 +38,7 @@ __device__ inline Target rounded(Accumulator<Target> value, const Philox4& rando
 
 template <typename Target, typename Online, typename Shadow, bool kStochastic>
 __global__ void __launch_bounds__(kThreads)
-    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, double weight, uint64_t seed, int chunk,
+    ema_update_kernel(const int64_t* __restrict__ table, const int32_t* __restrict__ chunks, EmaStep step, int chunk,
                       bool aligned) {
   using A = Accumulator<Target>;
   const int64_t* row = table + kRow * static_cast<int64_t>(chunks[2 * blockIdx.x]);
@@ -57,7 +48,8 @@ __global__ void __launch_bounds__(kThreads)
   Shadow* shadow = reinterpret_cast<Shadow*>(row[2]);
   const int64_t end = min(begin + chunk, row[3]);
   const uint32_t index = static_cast<uint32_t>(row[4]);
-  const A w = static_cast<A>(weight);
+  const A w = static_cast<A>(step.momentum == nullptr ? step.weight : 1.0 - *step.momentum);
+  const uint64_t seed = step.seed_address == nullptr ? step.seed : static_cast<uint64_t>(*step.seed_address);
 
   for (int64_t first = begin + threadIdx.x * kVector; first < end; first += kThreads * kVector) {
     Philox4 random{};
@@ -70,7 +62,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int lane = 0; lane < kVector; ++lane) {
         const A value = lerp(static_cast<A>(to_float(old.value[lane])), static_cast<A>(to_float(fresh.value[lane])), w);
         old.value[lane] = rounded<Target, kStochastic>(value, random, lane);
-        if constexpr (!std::is_same_v<Shadow, NoShadow>) copy.value[lane] = Cast<Shadow>::from(static_cast<float>(value));
+        if constexpr (!std::is_same_v<Shadow, NoShadow>)
+          copy.value[lane] = Cast<Shadow>::from(static_cast<float>(value));
       }
       *reinterpret_cast<Pack<Target>*>(target + first) = old;
       if constexpr (!std::is_same_v<Shadow, NoShadow>) *reinterpret_cast<Pack<Shadow>*>(shadow + first) = copy;
@@ -78,9 +71,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll  // the random words stay in registers only under constant indices
       for (int lane = 0; lane < kVector; ++lane) {
         if (first + lane >= end) continue;
-        const A value = lerp(static_cast<A>(to_float(target[first + lane])), static_cast<A>(to_float(online[first + lane])), w);
+        const A value =
+            lerp(static_cast<A>(to_float(target[first + lane])), static_cast<A>(to_float(online[first + lane])), w);
         target[first + lane] = rounded<Target, kStochastic>(value, random, lane);
-        if constexpr (!std::is_same_v<Shadow, NoShadow>) shadow[first + lane] = Cast<Shadow>::from(static_cast<float>(value));
+        if constexpr (!std::is_same_v<Shadow, NoShadow>)
+          shadow[first + lane] = Cast<Shadow>::from(static_cast<float>(value));
       }
     }
   }
@@ -89,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Target, typename Online, typename Shadow, bool kStochastic>
 void launch(const EmaPlan& plan, const EmaStep& step, cudaStream_t stream) {
   ema_update_kernel<Target, Online, Shadow, kStochastic><<<static_cast<unsigned>(plan.programs), kThreads, 0, stream>>>(
-      plan.table, plan.chunks, step.weight, step.seed, plan.chunk, plan.aligned);
+      plan.table, plan.chunks, step, plan.chunk, plan.aligned);
 }
 
 template <typename Target, typename Online, typename Shadow>
@@ -123,8 +118,8 @@ void choose_online(const EmaPlan& plan, const EmaStep& step, cudaStream_t stream
     case DType::kFloat16:
       return choose_shadow<Target, fp16>(plan, step, stream);
     default:
-      fail(std::string("ema_update: no kernel for an online tensor of ") + name_of(plan.online_dtype) + " and a target of " +
-           name_of(plan.target_dtype));
+      fail(std::string("ema_update: no kernel for an online tensor of ") + name_of(plan.online_dtype) +
+           " and a target of " + name_of(plan.target_dtype));
   }
 }
 
@@ -151,7 +146,8 @@ void ema_update_cuda(const EmaPlan& plan, const EmaStep& step, void* stream_addr
       fail(std::string("ema_update: target dtype ") + name_of(plan.target_dtype) + " is not floating point");
   }
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string("ema_update: launch failed: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("ema_update: launch failed: ") + cudaGetErrorString(error));
 }
 
 }  // namespace jepa

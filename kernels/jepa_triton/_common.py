@@ -1,4 +1,4 @@
-"""What several Triton kernels share: dtypes by torch name, and the form of an ahead-of-time compile case."""
+"""What several Triton kernels share: dtypes by torch name, linear interpolation, and the form of an ahead-of-time compile case."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import triton
 import triton.language as tl
 
 TRITON_DTYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def lerp(old, new, weight):
+    """torch.lerp in float32: its two branches keep the result exact at both ends."""
+    difference = new - old
+    near_old = tl.fma(difference, tl.zeros_like(old) + weight, old)
+    near_new = tl.fma(difference, tl.zeros_like(old) + (weight - 1.0), new)
+    return tl.where(weight < 0.5, near_old, near_new)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from ._common import TRITON_DTYPES, AotCase
+from ._common import TRITON_DTYPES, AotCase, lerp
 
 _BLOCK = 2048
+_WARPS = 8  # eight elements a thread: with sixteen, sm_100 spills for 16-bit types
 _ROW = tl.constexpr(5)  # target, online, shadow, element count, place in the caller's list
 
 
@@ -55,11 +58,7 @@ def _update_block(
     inside = offsets < numel if MASKED else None
     old = tl.load(target + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
     new = tl.load(online + offsets, mask=inside, other=0.0 if MASKED else None).to(tl.float32)
-    # torch.lerp's two branches: exact at both ends.
-    difference = new - old
-    near_target = tl.fma(difference, tl.zeros_like(old) + weight, old)
-    near_online = tl.fma(difference, tl.zeros_like(old) + (weight - 1.0), new)
-    value = tl.where(weight < 0.5, near_target, near_online)
+    value = lerp(old, new, weight)
     if STOCHASTIC:
         stored = _to_bf16_stochastic(value, _random16(first, seed, index, BLOCK))
     else:
@@ -74,7 +73,9 @@ def ema_update_kernel(
     table,
     chunks,
     weight,
+    momentum,  # pointer to a momentum on the device, which then takes the place of weight; or None
     seed,
+    seed_pointer,  # pointer to a seed on the device, which then takes the place of seed; or None
     TARGET: tl.constexpr,
     ONLINE: tl.constexpr,
     SHADOW: tl.constexpr,  # None without shadows
@@ -97,6 +98,10 @@ def ema_update_kernel(
         shadow = tl.multiple_of(shadow, 16)
     numel = tl.load(row + 3)
     index = tl.load(row + 4)
+    if momentum is not None:
+        weight = (1.0 - tl.load(momentum).to(tl.float64)).to(tl.float32)
+    if seed_pointer is not None:
+        seed = tl.load(seed_pointer)
     for start in range(0, CHUNK, BLOCK):
         first = begin + start
         # A whole block needs no mask, and a mask of unknown alignment would split its accesses into single elements.
@@ -109,8 +114,8 @@ def ema_update_kernel(
 def launch(
     table: torch.Tensor,
     chunks: torch.Tensor,
-    weight: float,
-    seed: int,
+    momentum: float | torch.Tensor,
+    seed: int | torch.Tensor,
     *,
     target_dtype: torch.dtype,
     online_dtype: torch.dtype,
@@ -119,12 +124,14 @@ def launch(
     stochastic: bool,
     chunk: int,
 ) -> None:
-    """Updates all tensors of one plan (`jepa_kernels.ops.ema_update.DevicePlan`)."""
+    """Updates all tensors of one plan (`jepa_kernels.ops.ema_update.DevicePlan`); momentum and seed may lie on the device."""
     ema_update_kernel[(chunks.shape[0],)](
         table,
         chunks,
-        weight,
-        seed,
+        0.0 if isinstance(momentum, torch.Tensor) else 1.0 - momentum,
+        momentum if isinstance(momentum, torch.Tensor) else None,
+        0 if isinstance(seed, torch.Tensor) else seed,
+        seed if isinstance(seed, torch.Tensor) else None,
         TARGET=TRITON_DTYPES[target_dtype],
         ONLINE=TRITON_DTYPES[online_dtype],
         SHADOW=None if shadow_dtype is None else TRITON_DTYPES[shadow_dtype],
@@ -132,34 +139,40 @@ def launch(
         STOCHASTIC=stochastic,
         CHUNK=chunk,
         BLOCK=_BLOCK,
-        num_warps=4,
+        num_warps=_WARPS,
     )
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
     """Configurations of the compile gate: the pairs of dtypes that training uses, with and without shadows and stochastic rounding."""
     combinations = [
-        (tl.float32, tl.float32, None, True, False),
-        (tl.float32, tl.float32, tl.bfloat16, True, False),
-        (tl.float32, tl.float32, None, False, False),
-        (tl.bfloat16, tl.float32, None, True, True),
-        (tl.bfloat16, tl.bfloat16, None, True, True),
-        (tl.float16, tl.float16, tl.float16, True, False),
+        (tl.float32, tl.float32, None, True, False, False),
+        (tl.float32, tl.float32, tl.bfloat16, True, False, False),
+        (tl.float32, tl.float32, None, False, False, False),
+        (tl.bfloat16, tl.float32, None, True, True, False),
+        (tl.bfloat16, tl.bfloat16, None, True, True, True),
+        (tl.float16, tl.float16, tl.float16, True, False, False),
     ]
-    return [
-        AotCase(
-            name=f"ema_update-{target}-{online}-{shadow}-{'aligned' if aligned else 'unaligned'}{'-stochastic' * stochastic}",
-            kernel=ema_update_kernel,
-            signature={"table": "*i64", "chunks": "*i32", "weight": "fp32", "seed": "i64"},
-            constants={
-                "TARGET": target,
-                "ONLINE": online,
-                "SHADOW": shadow,
-                "ALIGNED": aligned,
-                "STOCHASTIC": stochastic,
-                "CHUNK": 16384,
-                "BLOCK": _BLOCK,
-            },
-        )
-        for target, online, shadow, aligned, stochastic in (combinations[1:4:2] if quick else combinations)
-    ]
+    return [_aot_case(*combination) for combination in (combinations[1:5:3] if quick else combinations)]
+
+
+def _aot_case(target: Any, online: Any, shadow: Any, aligned: bool, stochastic: bool, on_device: bool) -> AotCase:
+    marks = f"{'aligned' if aligned else 'unaligned'}{'-stochastic' * stochastic}{'-device_scalars' * on_device}"
+    pointers: dict[str, str] = {"momentum": "*fp64", "seed_pointer": "*i64"} if on_device else {}
+    absent: dict[str, Any] = {} if on_device else {"momentum": None, "seed_pointer": None}
+    return AotCase(
+        name=f"ema_update-{target}-{online}-{shadow}-{marks}",
+        kernel=ema_update_kernel,
+        signature={"table": "*i64", "chunks": "*i32", "weight": "fp32", "seed": "i64", **pointers},
+        constants={
+            **absent,
+            "TARGET": target,
+            "ONLINE": online,
+            "SHADOW": shadow,
+            "ALIGNED": aligned,
+            "STOCHASTIC": stochastic,
+            "CHUNK": 16384,
+            "BLOCK": _BLOCK,
+        },
+        num_warps=_WARPS,
+    )

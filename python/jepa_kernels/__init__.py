@@ -9,12 +9,15 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Imported on first use, so that `import jepa_kernels` costs little beyond torch.
 _EXPORTS = {
+    "AdamWEMA": "optim.adamw_ema",
     "BackendError": "backends",
+    "EMATarget": "optim.ema_target",
     "FrameCausal": "attention_masks",
     "KeyPadding": "attention_masks",
     "Ragged": "attention_masks",
     "RaggedIds": "ragged",
     "Rope3D": "rope",
+    "adamw_ema_": "functional.adamw_ema",
     "apply_masks": "masks",
     "backend": "backends",
     "ema_update_": "functional.ema_update",
@@ -25,12 +28,13 @@ _EXPORTS = {
     "sigreg": "functional.sigreg",
     "vicreg_loss": "functional.vicreg_loss",
 }
-_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "reference")
+_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "optim", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, data, hardware, masks, models, nn, reference
+    from . import backends, data, hardware, masks, models, nn, optim, reference
     from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
+    from .functional.adamw_ema import adamw_ema_
     from .functional.ema_update import ema_update_
     from .functional.explain import explain
     from .functional.jepa_loss import jepa_loss
@@ -39,17 +43,22 @@ if TYPE_CHECKING:
     from .functional.sigreg import sigreg
     from .functional.vicreg_loss import vicreg_loss
     from .masks import apply_masks
+    from .optim.adamw_ema import AdamWEMA
+    from .optim.ema_target import EMATarget
     from .ragged import RaggedIds
     from .rope import Rope3D
 
 __all__ = [
+    "AdamWEMA",
     "BackendError",
+    "EMATarget",
     "FrameCausal",
     "KeyPadding",
     "Ragged",
     "RaggedIds",
     "Rope3D",
     "__version__",
+    "adamw_ema_",
     "apply_masks",
     "backend",
     "backends",
@@ -62,6 +71,7 @@ __all__ = [
     "masks",
     "models",
     "nn",
+    "optim",
     "patch_embed",
     "reference",
     "sigreg",

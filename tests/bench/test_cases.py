@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jepa_kernels.bench import cases, runner, suite
-from jepa_kernels.bench.cases import Case, Setting, ema_update, masked_attention, patch_embed, train_step
+from jepa_kernels.bench.cases import Case, Setting, adamw_ema, ema_update, masked_attention, patch_embed, train_step
 from jepa_kernels.bench.eager_vjepa2 import EagerVJEPA2, rotate_queries_or_keys
 from jepa_kernels.bench.errors import BenchInputError
 from jepa_kernels.bench.video import Clip
@@ -25,7 +25,7 @@ def toy_cases() -> list[Case]:
     image = patch_embed.Shape(batch=2, frames=1, size=28, patch=14, tubelet=0, dim=24)
     dense = masked_attention.Shape(batch=2, heads=2, head_dim=16, tokens=12)
     step = train_step.Shape("vit_tiny", 1, 2, 4, 32, predictor_dim=48, predictor_depth=1, predictor_heads=2, patch=8)
-    found = [ema_update.make_case("toy", [(3, 5), (7,)], set())]
+    found = [ema_update.make_case("toy", [(3, 5), (7,)], set()), adamw_ema.make_case("toy", [(3, 5), (7,)], set())]
     for dtype in ("fp32", "bf16"):
         found += [
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),

@@ -216,7 +216,7 @@ def test_any_list_of_sizes(sizes, momentum, with_shadows):
 
 def test_opcheck():
     target, online = torch.randn(9), torch.randn(9)
-    torch.library.opcheck(torch.ops.jepa_kernels.ema_update_, ([target], [online], [], 0.9, False, 0))
+    torch.library.opcheck(torch.ops.jepa_kernels.ema_update_, ([target], [online], [], 0.9, None, False, 0, None))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

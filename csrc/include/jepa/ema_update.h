@@ -1,14 +1,18 @@
-// target += (1 - momentum) * (online - target) over many tensors: interface of the CPU and CUDA implementations.
+// target += (1 - momentum) * (online - target) over many tensors on CPUs: checked and cut into shares once, updated
+// every step.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "jepa/tensor_view.h"
 
 namespace jepa {
 
-// One contiguous tensor of the update. `shadow` may be null; `stochastic` holds only for bf16 targets.
+class WorkItems;
+
+// One contiguous tensor of the update. `shadow` may be null; stochastic rounding holds only for bf16 targets.
 struct EmaTensor {
   void* target;
   const void* online;
@@ -20,7 +24,22 @@ struct EmaTensor {
   uint32_t index;  // place in the caller's list: the high half of the random counter
 };
 
-// weight = 1 - momentum.
-void ema_update_cpu(const std::vector<EmaTensor>& tensors, double weight, bool stochastic_rounding, uint64_t seed, int num_threads);
+struct EmaCpuStep {
+  double weight;  // 1 - momentum
+  bool stochastic_rounding;
+  uint64_t seed;
+  bool stream;  // shadows go around the caches
+};
+
+class EmaTensors {
+ public:
+  explicit EmaTensors(std::vector<EmaTensor> tensors);
+  ~EmaTensors();
+  void update(double weight, bool stochastic_rounding, uint64_t seed, int num_threads) const;
+
+ private:
+  std::vector<EmaTensor> tensors_;
+  std::unique_ptr<WorkItems> items_;
+};
 
 }  // namespace jepa

@@ -20,9 +20,11 @@ struct EmaPlan {
 };
 
 struct EmaStep {
-  double weight;  // 1 - momentum
+  double weight;           // 1 - momentum
+  const double* momentum;  // on the device, in place of weight; or null
   bool stochastic_rounding;
   uint64_t seed;
+  const int64_t* seed_address;  // on the device, in place of seed; or null
 };
 
 void ema_update_cuda(const EmaPlan& plan, const EmaStep& step, void* stream);

@@ -51,6 +51,16 @@ def ema_bytes(elements: int, *, online_bytes: int = 4, target_bytes: int = 4) ->
     return elements * (2 * target_bytes + online_bytes)
 
 
+def adamw_ema_flops(elements: int) -> int:
+    """20 per element: moments 7, bias correction, root and quotient 6, decay and step 4, EMA 3."""
+    return 20 * elements
+
+
+def adamw_ema_bytes(elements: int) -> int:
+    """Gradient read; parameter, two moments and target read and written; two bf16 copies written: 40 bytes per element."""
+    return elements * (4 + 4 * 8 + 2 * 2)
+
+
 def transformer_flops(tokens: int, pairs: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, backward: bool = False) -> float:
     """Blocks of attention and MLP: (8 + 4r) * tokens * D^2 + 4 * pairs * D per layer; backward doubles the linear
     layers and costs 2.5 times the attention products."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..ops import plans as _plans
+from ..ops.ema_update import PLANS, remember
 from ..ops.ema_update import ema_update_ as _operator
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -17,36 +20,43 @@ _SHADOWS = (torch.bfloat16, torch.float16)
 def ema_update_(
     targets: Sequence[Tensor],
     online: Sequence[Tensor],
-    momentum: float,
+    momentum: float | Tensor,
     *,
     shadows: Sequence[Tensor] | None = None,
     stochastic_rounding: bool = False,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
 ) -> None:
     """Moves every target towards its online tensor, in place, in one launch.
 
-    Formula: `target <- momentum * target + (1 - momentum) * online`, computed as torch.lerp does: with w = 1 - momentum and
+    Formula: `target <- momentum * target + (1 - momentum) * online`, computed as torch.lerp does: with w = 1 - momentum
+        and
     d = online - target, `fma(w, d, target)` where w < 0.5, otherwise `fma(w - 1, d, online)`.
 
-    Shapes: `targets[i]`, `online[i]` and `shadows[i]` have one shape, any. Lists are of one length; an empty list does nothing.
+    Shapes: `targets[i]`, `online[i]` and `shadows[i]` have one shape, any. Lists are of one length; an empty list does
+        nothing.
 
-    Dtypes: float32, float64, bfloat16, float16, mixed at will; the sum is computed in float32 (float64 for float64 targets) and
-    rounded once to the target's dtype. `shadows` are bfloat16 or float16 copies of the updated target, rounded to nearest from
-    the unrounded value, for running the target encoder without casts.
+    Dtypes: float32, float64, bfloat16, float16, mixed at will; the sum is computed in float32 (float64 for float64
+        targets) and
+    rounded once to the target's dtype. `shadows` are bfloat16 or float16 copies of the updated target, rounded to
+    nearest from the unrounded value, for running the target encoder without casts.
 
     Args:
         targets: tensors of the target encoder, updated in place; must not require grad.
         online: tensors of the online encoder, in the same order.
-        momentum: share of the target that stays, in [0, 1].
+        momentum: share of the target that stays, in [0, 1]. Also a tensor of one float32 or float64 value on the
+            targets' device, which a captured CUDA graph reads anew at every replay.
         shadows: low-precision copies to write, or None.
-        stochastic_rounding: round bfloat16 targets up or down at random so that the expectation is exact. To nearest, a bfloat16
-            target at momentum 0.999 freezes: the step is below half a unit in its last place. Targets of other dtypes are not affected.
-        seed: key of the random bits (Philox4x32-10, counter = place in the list and element): one seed gives the same bits on
-            every backend. None draws one from torch's default generator. Pass another seed at every step.
+        stochastic_rounding: round bfloat16 targets up or down at random so that the expectation is exact. To nearest, a
+            bfloat16 target at momentum 0.999 freezes: the step is below half a unit in its last place. Targets of other
+            dtypes are not affected.
+        seed: key of the random bits (Philox4x32-10, counter = place in the list and element): one seed gives the same
+            bits on every backend. None draws one from torch's default generator. Pass another seed at every step;
+            inside a CUDA graph, as an int64 tensor of one element.
 
     Raises:
-        ValueError: lengths, shapes or devices differ, momentum is outside [0, 1] or NaN, a target requires grad or shares memory
-            with its online tensor.
+        ValueError: lengths, shapes or devices differ, momentum is outside [0, 1] or NaN (on a GPU tensor looked at only
+            with JEPA_KERNELS_CHECK=1, as that waits for the device), a target requires grad or shares memory with its
+            online tensor.
         TypeError: an element that is not a tensor, or a dtype outside the lists above.
 
     Cost: 12 bytes and 2 FLOPs an element in float32, plus 2 bytes with a shadow; 6 bytes all in bfloat16.
@@ -62,24 +72,30 @@ def ema_update_(
         >>> target
         tensor([0.2500, 0.2500])
     """
+    targets, online, shadows = list(targets), list(online), list(shadows or ())
+    run = PLANS.find([*targets, *online, *shadows])
+    if run is not None and True not in [target.requires_grad for target in targets]:  # checked when they first came
+        scalars = _checked_scalars(momentum, stochastic_rounding, seed, targets[0].device)
+        run(scalars["momentum"], stochastic_rounding, scalars["seed"])
+        _plans.written([*targets, *shadows])
+        return
     arguments = prepare(targets, online, momentum, shadows=shadows, stochastic_rounding=stochastic_rounding, seed=seed)
     with torch.no_grad():
         _operator(**arguments)
+    remember(targets, online, shadows)
 
 
 def prepare(
     targets: Sequence[Tensor],
     online: Sequence[Tensor],
-    momentum: float,
+    momentum: float | Tensor,
     *,
     shadows: Sequence[Tensor] | None = None,
     stochastic_rounding: bool = False,
-    seed: int | None = None,
+    seed: int | Tensor | None = None,
 ) -> dict[str, Any]:
     """Checks the call and returns the operator's arguments; nothing is changed before everything is checked."""
     targets, online, shadows = list(targets), list(online), list(shadows or ())
-    if not (isinstance(momentum, int | float) and 0.0 <= momentum <= 1.0):  # false for NaN, too
-        raise ValueError(f"ema_update_: momentum must lie in [0, 1], got {momentum}")
     if len(online) != len(targets):
         raise ValueError(f"ema_update_: {len(targets)} targets but {len(online)} online tensors; pass one for each")
     if shadows and len(shadows) != len(targets):
@@ -88,21 +104,56 @@ def prepare(
         _check_pair(index, target, source, targets[0])
         if shadows:
             _check_shadow(index, shadows[index], target)
-    if stochastic_rounding and seed is None:
-        seed = int(torch.randint(2**62, ()))
+    scalars = _checked_scalars(momentum, stochastic_rounding, seed, targets[0].device if targets else torch.device("cpu"))
+    moved, key = scalars["momentum"], scalars["seed"]
     return {
         "targets": targets,
         "online": online,
         "shadows": shadows,
-        "momentum": float(momentum),
+        "momentum": 0.0 if isinstance(moved, Tensor) else moved,
+        "momentum_tensor": moved if isinstance(moved, Tensor) else None,
         "stochastic_rounding": stochastic_rounding,
-        "seed": _checked_seed(seed),
+        "seed": 0 if isinstance(key, Tensor) else key,
+        "seed_tensor": key if isinstance(key, Tensor) else None,
     }
 
 
-def _checked_seed(seed: int | None) -> int:
+def _checked_scalars(momentum: float | Tensor, stochastic: bool, seed: int | Tensor | None, device: torch.device) -> dict[str, Any]:
+    """Momentum and seed, checked; on a CPU as numbers, on other devices tensors stay tensors."""
+    checked = checked_momentum(momentum, device)
+    if stochastic and seed is None:
+        seed = int(torch.randint(2**62, ()))
+    return {"momentum": checked, "seed": _checked_seed(seed, device)}
+
+
+def checked_momentum(momentum: float | Tensor, device: torch.device, name: str = "ema_update_") -> float | Tensor:
+    """A momentum that lies in [0, 1]. A tensor on a GPU is looked at only with JEPA_KERNELS_CHECK=1, as that waits for the device."""
+    if isinstance(momentum, Tensor):
+        if momentum.numel() != 1 or momentum.dtype not in (torch.float32, torch.float64) or momentum.device != device:
+            raise ValueError(
+                f"{name}: a momentum tensor must hold one float32 or float64 value on {device}, got shape {tuple(momentum.shape)}, "
+                f"{momentum.dtype} on {momentum.device}"
+            )
+        if torch.compiler.is_compiling() or (device.type != "cpu" and os.environ.get("JEPA_KERNELS_CHECK") != "1"):
+            return momentum.reshape(())
+        momentum = float(momentum)
+    if not (isinstance(momentum, int | float) and 0.0 <= momentum <= 1.0):  # false for NaN, too
+        raise ValueError(f"{name}: momentum must lie in [0, 1], got {momentum}")
+    return float(momentum)
+
+
+def _checked_seed(seed: int | Tensor | None, device: torch.device) -> int | Tensor:
     if seed is None:
         return 0
+    if isinstance(seed, Tensor):
+        if seed.numel() != 1 or seed.dtype != torch.int64 or seed.device != device:
+            raise ValueError(
+                f"ema_update_: a seed tensor must hold one int64 value on {device}, got shape {tuple(seed.shape)}, {seed.dtype} on "
+                f"{seed.device}"
+            )
+        if torch.compiler.is_compiling() or device.type != "cpu":
+            return seed.reshape(())
+        seed = int(seed)
     if not (isinstance(seed, int) and 0 <= seed < 2**63):
         raise ValueError(f"ema_update_: seed must be an integer in [0, 2**63), got {seed}")
     return seed

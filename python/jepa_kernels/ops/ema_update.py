@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _native, backends
 from ..reference import ema_update as reference
 from ._library import define
+from .plans import PlanCache, direct, prepared
 from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -47,24 +48,24 @@ def _why_not_flat(targets: Sequence[Tensor], shadows: Sequence[Tensor]) -> str |
     return None
 
 
-def _supports_reference(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_reference(targets, online, shadows, *scalars) -> str | None:
     return None
 
 
-def _supports_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_cpu(targets, online, shadows, *scalars) -> str | None:
     if targets[0].device.type != "cpu":
         return f"cpu kernels need CPU tensors, got {targets[0].device}"
     return _native.why_no_cpu() or _why_not_flat(targets, shadows)
 
 
-def _supports_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_triton(targets, online, shadows, *scalars) -> str | None:
     dtypes = {tensor.dtype for tensor in (*targets, *online, *shadows)}
     if torch.float64 in dtypes:
         return "the triton kernel computes in float32; float64 tensors run on the reference, cpu or cuda backend"
     return backends.why_no_triton(targets[0].device, tuple(dtypes)) or _why_not_flat(targets, shadows)
 
 
-def _supports_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> str | None:
+def _supports_cuda(targets, online, shadows, *scalars) -> str | None:
     if targets[0].device.type != "cuda":
         return f"cuda kernels need CUDA tensors, got {targets[0].device}"
     for index, (target, source) in enumerate(zip(targets, online, strict=True)):
@@ -79,17 +80,15 @@ def _run_reference(targets, online, shadows, momentum, stochastic_rounding, seed
     )
 
 
-def _run_cpu(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
-    online = _strided_alike(targets, online)  # named, so that copies live until the call is over
-    _native.cpu().ema_update(
-        _entries(targets),
-        _entries(online),
-        _entries(shadows) if shadows else [None] * len(targets),
-        1.0 - momentum,
-        stochastic_rounding,
-        seed,
-        torch.get_num_threads(),
+def _plan_cpu(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]) -> Callable[..., None]:
+    tensors = _native.cpu().EmaTensors(
+        _entries(targets), _entries(online), _entries(shadows) if shadows else [None] * len(targets)
     )
+
+    def run(momentum: float | Tensor, stochastic_rounding: bool, seed: int | Tensor) -> None:
+        tensors.update(1.0 - float(momentum), stochastic_rounding, int(seed), torch.get_num_threads())
+
+    return run
 
 
 def _entries(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
@@ -100,7 +99,8 @@ def _entries(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
 class DevicePlan:
     """The update as a GPU kernel reads it: one row a tensor, one row a program; tensors of like dtypes and alignment together.
 
-    table: int64 (tensors, 5): addresses of target, online and shadow (0 for none), element count, place in the caller's list.
+    table: int64 (tensors, 5): addresses of target, online and shadow (0 for none), element count, place in the caller's
+        list.
     chunks: int32 (programs, 2): row of `table`, number of the chunk of GPU_CHUNK elements in it.
     """
 
@@ -153,42 +153,64 @@ def _plans_of_rows(rows: tuple, device: torch.device) -> tuple[DevicePlan, ...]:
     return tuple(plans)
 
 
-def _run_triton(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
+def _plan_triton(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]) -> Callable[..., None]:
     from ..kernels import ema_update as kernel
 
-    online = _strided_alike(targets, online)
-    for plan in device_plans(targets, online, shadows):
-        kernel.launch(
-            plan.table,
-            plan.chunks,
-            1.0 - momentum,
-            seed,
-            target_dtype=plan.target_dtype,
-            online_dtype=plan.online_dtype,
-            shadow_dtype=plan.shadow_dtype,
-            aligned=plan.aligned,
-            stochastic=stochastic_rounding and plan.target_dtype == torch.bfloat16,
-            chunk=GPU_CHUNK,
-        )
+    plans = device_plans(targets, online, shadows)
+
+    def run(momentum: float | Tensor, stochastic_rounding: bool, seed: int | Tensor) -> None:
+        for plan in plans:
+            kernel.launch(
+                plan.table,
+                plan.chunks,
+                momentum,
+                seed,
+                target_dtype=plan.target_dtype,
+                online_dtype=plan.online_dtype,
+                shadow_dtype=plan.shadow_dtype,
+                aligned=plan.aligned,
+                stochastic=stochastic_rounding and plan.target_dtype == torch.bfloat16,
+                chunk=GPU_CHUNK,
+            )
+
+    return run
 
 
-def _run_cuda(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
-    online = _strided_alike(targets, online)
-    device = targets[0].device
-    for plan in device_plans(targets, online, shadows):
-        _native.cuda().ema_update(
-            _native.view(plan.table),
-            _native.view(plan.chunks),
-            _native.DTYPE_CODES[plan.target_dtype],
-            _native.DTYPE_CODES[plan.online_dtype],
-            -1 if plan.shadow_dtype is None else _native.DTYPE_CODES[plan.shadow_dtype],
-            plan.aligned,
-            1.0 - momentum,
-            stochastic_rounding,
-            seed,
-            GPU_CHUNK,
-            torch.cuda.current_stream(device).cuda_stream,
-        )
+def _plan_cuda(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Sequence[Tensor]) -> Callable[..., None]:
+    device, plans = targets[0].device, device_plans(targets, online, shadows)
+
+    def run(momentum: float | Tensor, stochastic_rounding: bool, seed: int | Tensor) -> None:
+        on_device = isinstance(momentum, Tensor), isinstance(seed, Tensor)
+        momentum_tensor = momentum.double() if isinstance(momentum, Tensor) else None
+        seed_tensor = seed if isinstance(seed, Tensor) else None
+        for plan in plans:
+            _native.cuda().ema_update(
+                _native.view(plan.table),
+                _native.view(plan.chunks),
+                _native.DTYPE_CODES[plan.target_dtype],
+                _native.DTYPE_CODES[plan.online_dtype],
+                -1 if plan.shadow_dtype is None else _native.DTYPE_CODES[plan.shadow_dtype],
+                plan.aligned,
+                0.0 if on_device[0] else 1.0 - momentum,
+                _native.view(momentum_tensor),
+                stochastic_rounding,
+                0 if on_device[1] else seed,
+                _native.view(seed_tensor),
+                GPU_CHUNK,
+                torch.cuda.current_stream(device).cuda_stream,
+            )
+
+    return run
+
+
+def _forward(plan: Callable[..., Callable[..., None]]) -> Callable[..., None]:
+    """The backend's forward out of its plan: prepared and run at once, after copies of online tensors in another memory order."""
+
+    def run(targets, online, shadows, momentum, stochastic_rounding, seed) -> None:
+        online = _strided_alike(targets, online)  # named, so that copies live until the call is over
+        plan(targets, online, shadows)(momentum, stochastic_rounding, seed)
+
+    return run
 
 
 OPERATOR = register(
@@ -196,9 +218,9 @@ OPERATOR = register(
         "ema_update",
         {
             "reference": Backend("reference", _supports_reference, {"forward": _run_reference}),
-            "cpu": Backend("cpu", _supports_cpu, {"forward": _run_cpu}),
-            "triton": Backend("triton", _supports_triton, {"forward": _run_triton}),
-            "cuda": Backend("cuda", _supports_cuda, {"forward": _run_cuda}),
+            "cpu": Backend("cpu", _supports_cpu, {"forward": _forward(_plan_cpu), "plan": _plan_cpu}),
+            "triton": Backend("triton", _supports_triton, {"forward": _forward(_plan_triton), "plan": _plan_triton}),
+            "cuda": Backend("cuda", _supports_cuda, {"forward": _forward(_plan_cuda), "plan": _plan_cuda}),
         },
         dtypes={
             "reference": (torch.float64, *_FLOATS),
@@ -210,12 +232,39 @@ OPERATOR = register(
 )
 
 
+# Calls prepared for tensors that come again, every step.
+PLANS = PlanCache("ema_update")
+
+
+def forced() -> str | None:
+    """The backend that the context or the environment forces for this operator."""
+    return backends.forced("ema_update")
+
+
+def remember(targets: list[Tensor], online: list[Tensor], shadows: list[Tensor]) -> None:
+    """Prepares the call for the next step with these tensors, which `functional` has checked."""
+    if not targets or not direct() or any(a.stride() != b.stride() for a, b in zip(targets, online, strict=True)):
+        return
+    run = prepared(OPERATOR, targets, (targets, online, shadows, 1.0, False, 0), (targets, online, shadows))
+    if run is not None:
+        PLANS.keep([*targets, *online, *shadows], run)
+
+
 def _implementation(
-    targets: list[Tensor], online: list[Tensor], shadows: list[Tensor], momentum: float, stochastic_rounding: bool, seed: int
+    targets: list[Tensor],
+    online: list[Tensor],
+    shadows: list[Tensor],
+    momentum: float,
+    momentum_tensor: Tensor | None,
+    stochastic_rounding: bool,
+    seed: int,
+    seed_tensor: Tensor | None,
 ) -> None:
     if not targets:
         return
-    arguments = (targets, online, shadows, momentum, stochastic_rounding, seed)
+    moved = momentum if momentum_tensor is None else momentum_tensor
+    key = seed if seed_tensor is None else seed_tensor
+    arguments = (targets, online, shadows, moved, stochastic_rounding, key)
     backends.resolve(OPERATOR, targets[0].device, arguments).functions["forward"](*arguments)
 
 
@@ -224,7 +273,8 @@ def _fake(*arguments: object) -> None:
 
 
 ema_update_ = define(
-    "ema_update_(Tensor(a!)[] targets, Tensor[] online, Tensor(b!)[] shadows, float momentum, bool stochastic_rounding, int seed) -> ()",
+    "ema_update_(Tensor(a!)[] targets, Tensor[] online, Tensor(b!)[] shadows, float momentum, Tensor? momentum_tensor, "
+    "bool stochastic_rounding, int seed, Tensor? seed_tensor) -> ()",
     _implementation,
     _fake,
 )

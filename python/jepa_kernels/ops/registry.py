@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 # Every operator, in the order in which tables list them. Importing the module registers the operator.
-OPERATOR_NAMES = ("patch_embed", "masked_attention", "ema_update", "jepa_loss", "sigreg")
+OPERATOR_NAMES = ("patch_embed", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg")
 
 
 @dataclass(frozen=True)

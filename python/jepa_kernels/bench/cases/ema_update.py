@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import work as formulas
 from ..providers import kernel_providers
@@ -26,6 +27,13 @@ class EmaInputs:
     def fresh(self) -> EmaInputs:
         """The same values with targets of its own, because the update writes in place."""
         return EmaInputs([t.clone() for t in self.targets], self.online, self.momentum)
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """What `jk.EMATarget` keeps between steps."""
+
+    target: Any
 
 
 def vit_shapes(dim: int, depth: int, patch_values: int, mlp: int) -> list[tuple[int, ...]]:
@@ -79,6 +87,24 @@ def _kernel(inputs: EmaInputs) -> None:
     jk.ema_update_(inputs.targets, inputs.online, inputs.momentum)
 
 
+def _ema_target(inputs: EmaInputs) -> TargetState:
+    """An `EMATarget` whose online and target tensors are those of the inputs."""
+    import jepa_kernels as jk
+
+    target = jk.EMATarget(nn.ParameterList(inputs.online), inputs.momentum)
+    for ours, value in zip(target.targets, inputs.targets, strict=True):
+        ours.copy_(value)
+    return TargetState(target)
+
+
+def _follow(state: TargetState) -> None:
+    state.target.update()
+
+
+def _followed(state: TargetState, _result: None) -> list[Tensor]:
+    return list(state.target.targets)
+
+
 def _targets(state: EmaInputs, _result: None) -> list[Tensor]:
     return state.targets
 
@@ -95,6 +121,7 @@ def _providers(device: torch.device) -> list[Provider]:
 
     return [
         *kernel_providers("ema_update", device, _kernel, setup=EmaInputs.fresh, outputs=_targets),
+        Provider("jk-EMATarget", _follow, _ema_target, outputs=_followed, about="automatic backend, tensors known beforehand"),
         torch_form("torch-foreach-mul-add", _foreach_mul_add, "the V-JEPA 2 form"),
         torch_form("torch-foreach-lerp", _foreach_lerp, "one pass over memory"),
         torch_form("torch-loop", _loop, "the I-JEPA form"),
@@ -124,5 +151,7 @@ def cases() -> list[Case]:
     return [
         make_case("vits16", vit_shapes(384, 12, 1536, 1536), {"quick", "full"}),
         make_case("400-small-tensors", [(384,), (1024,), (64, 48), (96, 96)] * 100, {"quick", "full"}),
+        make_case("vitl-norms-and-biases", [s for s in vit_shapes(1024, 24, 1536, 4096) if len(s) == 1], {"quick", "full"}),
+        make_case("vitb16", vit_shapes(768, 12, 1536, 3072), {"full"}),
         make_case("vjepa2-vitl", vit_shapes(1024, 24, 1536, 4096), {"full"}),
     ]

@@ -1,0 +1,10 @@
+// One function an operator, each in its own file cuda_<operator>.cpp, that adds the operator to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace jepa {
+
+void bind_adamw_ema_cuda(pybind11::module_& m);
+
+}  // namespace jepa

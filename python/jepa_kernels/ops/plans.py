@@ -1,0 +1,117 @@
+"""Calls prepared once for tensors that stay: native code keeps their addresses, and a quick look each step says whether they still hold."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _native, backends
+
+_KEPT = 16  # prepared calls of one operator
+
+
+class _TensorWatch:
+    """The native `TensorWatch` in Python, for installations without native code."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._references = [weakref.ref(tensor) for tensor in tensors]
+        self._layout = _layout(tensors)
+
+    def unchanged(self, tensors: list[Tensor]) -> bool:
+        return (
+            len(tensors) == len(self._references)
+            and all(map(operator.is_, [reference() for reference in self._references], tensors))
+            and _layout(tensors) == self._layout
+        )
+
+
+def _layout(tensors: Sequence[Tensor]) -> list[tuple[int, torch.dtype, int]]:
+    return [(tensor.data_ptr(), tensor.dtype, tensor.numel()) for tensor in tensors]
+
+
+class _SlotWatch:
+    """The native `SlotWatch` in Python, for installations without native code."""
+
+    def __init__(self, dictionaries: list[dict[str, Any]]) -> None:
+        self._seen = [(dictionary, dict(dictionary)) for dictionary in dictionaries]
+
+    def unchanged(self) -> bool:
+        return all(
+            len(dictionary) == len(seen) and all(dictionary.get(key) is value for key, value in seen.items())
+            for dictionary, seen in self._seen
+        )
+
+
+def watch_tensors(tensors: list[Tensor], *, addresses_only: bool = False) -> Any:
+    """An object whose `unchanged(tensors)` says whether these are the very same tensors, where they were.
+
+    Compared are identity, address, element type and element count. Only views of one storage can differ in shape and
+    still agree in all of these. The references are weak: a watch keeps no tensor alive, and one that died matches
+    nothing. `addresses_only` leaves out type and count; it is enough while the caller keeps the storages alive, as then
+    no other storage can lie at their addresses.
+    """
+    if _native.why_no_cpu():
+        return _TensorWatch(tensors)
+    base = torch._C.TensorBase
+    return _native.cpu().TensorWatch(tensors, base.data_ptr, base.numel, base.dtype, addresses_only)
+
+
+def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:
+    """An object whose `unchanged()` says whether these dictionaries still hold the same objects under the same keys."""
+    return _SlotWatch(dictionaries) if _native.why_no_cpu() else _native.cpu().SlotWatch(dictionaries)
+
+
+def direct() -> bool:
+    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its tensors."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+
+
+class PlanCache:
+    """Prepared calls of one operator, found again by the tensors they were prepared for."""
+
+    def __init__(self, operator_name: str) -> None:
+        self._operator_name = operator_name
+        self._plans: OrderedDict[tuple[int, int], tuple[Any, str | None, Callable[..., None]]] = OrderedDict()
+
+    def find(self, tensors: Sequence[Tensor]) -> Callable[..., None] | None:
+        """The prepared call for exactly these tensors under the backend that is now forced, or None."""
+        if not tensors or not direct():
+            return None
+        key = (id(tensors[0]), len(tensors))
+        watch, forced, run = self._plans.get(key, (None, None, None))
+        if watch is None or forced != backends.forced(self._operator_name) or not watch.unchanged(tensors):
+            return None
+        self._plans.move_to_end(key)
+        return run
+
+    def keep(self, tensors: Sequence[Tensor], run: Callable[..., None]) -> None:
+        """Remembers a prepared call. Tensors of other classes, or without an address, are left to the dispatcher every time."""
+        plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
+        if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
+            return
+        self._plans[id(tensors[0]), len(tensors)] = (
+            watch_tensors(list(tensors)),
+            backends.forced(self._operator_name),
+            run,
+        )
+        while len(self._plans) > _KEPT:
+            self._plans.popitem(last=False)
+
+
+def written(tensors: Sequence[Tensor]) -> None:
+    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value raises."""
+    torch.autograd.graph.increment_version(tensors)
+
+
+def prepared(
+    operator_entry: Any, tensors: Sequence[Tensor], arguments: Sequence[Any], lists: Sequence[Any]
+) -> Callable[..., None] | None:
+    """The prepared call that the resolved backend makes of these lists of tensors, or None where it has none."""
+    plan = backends.resolve(operator_entry, tensors[0].device, arguments).functions.get("plan")
+    return None if plan is None else plan(*lists)

@@ -66,7 +66,7 @@ def test_ids_out_of_range_read_nothing_and_give_nan_rows():
 
 
 def test_more_rows_than_one_split_of_the_weight_gradient(monkeypatch):
-    monkeypatch.setattr(kernel, "_SPLIT_ROWS", 32)
+    monkeypatch.setattr(kernel, "SPLIT_ROWS", 32)
     pixels, weight, _, _, tokens = problem((2, 3, 24, 20), (4, 4), 8, torch.float32)
     keep = torch.randint(0, tokens, (2, 40))
     weight.requires_grad_()

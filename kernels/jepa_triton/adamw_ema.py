@@ -1,4 +1,5 @@
-"""AdamW with EMA: a norm pass over the gradients, a small one for what all tensors share, one pass over every parameter."""
+"""AdamW with EMA: a norm pass over the gradients, a small one for what all tensors share, one pass over every
+parameter."""
 
 from __future__ import annotations
 
@@ -169,9 +170,15 @@ def adamw_ema_kernel(
 
 
 def launch_sum_of_squares(
-    table: torch.Tensor, grads: torch.Tensor, chunks: torch.Tensor, partials: torch.Tensor, *, grad_dtype: torch.dtype, aligned: bool,
+    table: torch.Tensor,
+    grads: torch.Tensor,
+    chunks: torch.Tensor,
+    partials: torch.Tensor,
+    *,
+    grad_dtype: torch.dtype,
+    aligned: bool,
     chunk: int,
-) -> None:  # fmt: skip
+) -> None:
     """Writes one float64 partial sum a program."""
     sum_of_squares_kernel[(chunks.shape[0],)](
         table,
@@ -187,29 +194,62 @@ def launch_sum_of_squares(
 
 
 def launch_prepare(
-    table: torch.Tensor, hyper: torch.Tensor, control: torch.Tensor, squares: torch.Tensor, status: torch.Tensor,
-    coefficients: torch.Tensor, shared: torch.Tensor,
-) -> None:  # fmt: skip
+    table: torch.Tensor,
+    hyper: torch.Tensor,
+    control: torch.Tensor,
+    squares: torch.Tensor,
+    status: torch.Tensor,
+    coefficients: torch.Tensor,
+    shared: torch.Tensor,
+) -> None:
     """Clipping, skipping, step counters and bias corrections."""
     prepare_kernel[(triton.cdiv(table.shape[0], _PREPARE_BLOCK),)](
-        table, hyper, control, squares, status, coefficients, shared, table.shape[0], HAS_SQUARES=squares.numel() > 0,
-        BLOCK=_PREPARE_BLOCK, num_warps=4,
-    )  # fmt: skip
+        table,
+        hyper,
+        control,
+        squares,
+        status,
+        coefficients,
+        shared,
+        table.shape[0],
+        HAS_SQUARES=squares.numel() > 0,
+        BLOCK=_PREPARE_BLOCK,
+        num_warps=4,
+    )
 
 
 def launch_step(
-    table: torch.Tensor, grads: torch.Tensor, chunks: torch.Tensor, hyper: torch.Tensor, coefficients: torch.Tensor, shared: torch.Tensor,
-    *, grad_dtype: torch.dtype, target: bool, param_shadow: torch.dtype | None, target_shadow: torch.dtype | None, aligned: bool,
+    table: torch.Tensor,
+    grads: torch.Tensor,
+    chunks: torch.Tensor,
+    hyper: torch.Tensor,
+    coefficients: torch.Tensor,
+    shared: torch.Tensor,
+    *,
+    grad_dtype: torch.dtype,
+    target: bool,
+    param_shadow: torch.dtype | None,
+    target_shadow: torch.dtype | None,
+    aligned: bool,
     chunk: int,
-) -> None:  # fmt: skip
+) -> None:
     """Updates the tensors of one combination of dtypes."""
     adamw_ema_kernel[(chunks.shape[0],)](
-        table, grads, chunks, hyper, coefficients, shared,
-        GRAD=TRITON_DTYPES[grad_dtype], TARGET=target,
+        table,
+        grads,
+        chunks,
+        hyper,
+        coefficients,
+        shared,
+        GRAD=TRITON_DTYPES[grad_dtype],
+        TARGET=target,
         PARAM_SHADOW=None if param_shadow is None else TRITON_DTYPES[param_shadow],
         TARGET_SHADOW=None if target_shadow is None else TRITON_DTYPES[target_shadow],
-        ALIGNED=aligned, CHUNK=chunk, BLOCK=_BLOCK, num_warps=4,
-    )  # fmt: skip
+        ALIGNED=aligned,
+        CHUNK=chunk,
+        BLOCK=_BLOCK,
+        num_warps=4,
+    )
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:
@@ -241,12 +281,25 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
 
 
 def _step_case(grad: Any, target: bool, param_shadow: Any, target_shadow: Any, aligned: bool) -> AotCase:
+    kind = "target" if target else "alone"
     return AotCase(
-        name=f"adamw_ema-{grad}-{'target' if target else 'alone'}-{param_shadow}-{target_shadow}-{'aligned' if aligned else 'unaligned'}",
+        name=f"adamw_ema-{grad}-{kind}-{param_shadow}-{target_shadow}-{'aligned' if aligned else 'unaligned'}",
         kernel=adamw_ema_kernel,
-        signature={"table": "*i64", "grads": "*i64", "chunks": "*i32", "hyper": "*fp64", "coefficients": "*fp32", "shared": "*fp32"},
-        constants={
-            "GRAD": grad, "TARGET": target, "PARAM_SHADOW": param_shadow, "TARGET_SHADOW": target_shadow, "ALIGNED": aligned,
-            "CHUNK": 16384, "BLOCK": _BLOCK,
+        signature={
+            "table": "*i64",
+            "grads": "*i64",
+            "chunks": "*i32",
+            "hyper": "*fp64",
+            "coefficients": "*fp32",
+            "shared": "*fp32",
         },
-    )  # fmt: skip
+        constants={
+            "GRAD": grad,
+            "TARGET": target,
+            "PARAM_SHADOW": param_shadow,
+            "TARGET_SHADOW": target_shadow,
+            "ALIGNED": aligned,
+            "CHUNK": 16384,
+            "BLOCK": _BLOCK,
+        },
+    )

@@ -12,9 +12,13 @@ import jepa_kernels as jk
 
 def lists(**changes):
     return {
-        "params": [torch.zeros(2)], "grads": [torch.ones(2)], "exp_avgs": [torch.zeros(2)], "exp_avg_sqs": [torch.zeros(2)],
-        "steps": [torch.zeros(())], **changes,
-    }  # fmt: skip
+        "params": [torch.zeros(2)],
+        "grads": [torch.ones(2)],
+        "exp_avgs": [torch.zeros(2)],
+        "exp_avg_sqs": [torch.zeros(2)],
+        "steps": [torch.zeros(())],
+        **changes,
+    }
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,15 @@ def problem(device="cpu", sizes=SIZES, grad_dtype=torch.float32, shadow_dtype=to
         return [torch.randn(size).to(device, dtype) for size in sizes]
 
     return {
-        "params": draw(), "grads": draw(grad_dtype), "exp_avgs": draw(), "exp_avg_sqs": [x.square() for x in draw()],
-        "steps": [torch.tensor(float(index), device=device) for index in range(len(sizes))], "targets": draw(),
-        "param_shadows": draw(shadow_dtype), "target_shadows": draw(shadow_dtype),
-    }  # fmt: skip
+        "params": draw(),
+        "grads": draw(grad_dtype),
+        "exp_avgs": draw(),
+        "exp_avg_sqs": [x.square() for x in draw()],
+        "steps": [torch.tensor(float(index), device=device) for index in range(len(sizes))],
+        "targets": draw(),
+        "param_shadows": draw(shadow_dtype),
+        "target_shadows": draw(shadow_dtype),
+    }
 
 
 def clone(lists, dtype=None):

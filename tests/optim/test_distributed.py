@@ -35,10 +35,13 @@ def test_two_processes_equal_one(kind, tmp_path):
     workers = [
         subprocess.Popen(
             [sys.executable, str(WORKER), kind, str(tmp_path / f"{rank}.pt")],
-            env={**environment, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**environment, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         outputs = [worker.communicate(timeout=240)[0] for worker in workers]
     finally:

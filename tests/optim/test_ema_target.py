@@ -228,7 +228,8 @@ def test_bfloat16_target_follows_where_nearest_rounding_stands_still():
 
 
 def test_stochastic_rounding_is_unbiased_over_many_seeds():
-    """Mean of 400,000 roundings of one value; false alarm below 6e-7 (five standard deviations, normal approximation)."""
+    """Mean of 400,000 roundings of one value; false alarm below 6e-7 (five standard deviations, normal
+    approximation)."""
     count, seeds, weight = 2000, 200, 0.00075
     online = torch.full((count,), 1.3)
     total = 0.0

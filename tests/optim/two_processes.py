@@ -72,8 +72,11 @@ def train(kind: str) -> dict[str, Any]:
         for module in (model, target.module):
             module.reshard()
     return {
-        "online": full(inner.state_dict()), "target": full(target.module.state_dict()), "norm": norms, "skipped": optimizer.skipped_steps,
-    }  # fmt: skip
+        "online": full(inner.state_dict()),
+        "target": full(target.module.state_dict()),
+        "norm": norms,
+        "skipped": optimizer.skipped_steps,
+    }
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def adamw_ema_(
     found_inf: float | Tensor = 0.0,
     skip_nonfinite: bool = True,
 ) -> Tensor:
-    """One AdamW step, then one EMA step of the targets towards the new parameters, all in place; see `jk.AdamWEMA` for the optimiser.
+    """One AdamW step, then one EMA step of the targets towards the new parameters, all in place; see `jk.AdamWEMA`
+    for the optimiser.
 
     Formula: with s the sum of the squares of all gradients, n = sqrt(s) / grad_scale, c = min(1, max_grad_norm / (n +
         1e-6)) and
@@ -88,15 +89,30 @@ def adamw_ema_(
         >>> import torch, jepa_kernels as jk
         >>> p, k = torch.ones(2), torch.ones(2)
         >>> state = torch.zeros(2), torch.zeros(2), torch.zeros(())
-        >>> status = jk.adamw_ema_([p], [torch.ones(2)], *([x] for x in state), lr=0.1, weight_decay=0.0, targets=[k], momentum=0.5)
+        >>> lists = [p], [torch.ones(2)], *([x] for x in state)
+        >>> status = jk.adamw_ema_(*lists, lr=0.1, weight_decay=0.0, targets=[k], momentum=0.5)
         >>> p, k
         (tensor([0.9000, 0.9000]), tensor([0.9500, 0.9500]))
     """
     arguments = prepare(
-        params, grads, exp_avgs, exp_avg_sqs, steps, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, targets=targets,
-        momentum=momentum, param_shadows=param_shadows, target_shadows=target_shadows, max_grad_norm=max_grad_norm,
-        grad_scale=grad_scale, found_inf=found_inf, skip_nonfinite=skip_nonfinite,
-    )  # fmt: skip
+        params,
+        grads,
+        exp_avgs,
+        exp_avg_sqs,
+        steps,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        targets=targets,
+        momentum=momentum,
+        param_shadows=param_shadows,
+        target_shadows=target_shadows,
+        max_grad_norm=max_grad_norm,
+        grad_scale=grad_scale,
+        found_inf=found_inf,
+        skip_nonfinite=skip_nonfinite,
+    )
     with torch.no_grad():
         _operator(**arguments)
     return arguments["status"]
@@ -129,8 +145,12 @@ def prepare(
     check_max_norm(max_grad_norm)
     absent = torch.empty(0, device=device)
     lists: dict[str, list[Tensor]] = {
-        "params": params, "grads": list(grads), "exp_avgs": list(exp_avgs), "exp_avg_sqs": list(exp_avg_sqs), "steps": list(steps),
-    }  # fmt: skip
+        "params": params,
+        "grads": list(grads),
+        "exp_avgs": list(exp_avgs),
+        "exp_avg_sqs": list(exp_avg_sqs),
+        "steps": list(steps),
+    }
     for name, values in (("targets", targets), ("param_shadows", param_shadows), ("target_shadows", target_shadows)):
         lists[name] = [absent if value is None else value for value in (values or [None] * len(params))]
     check_lists(lists)
@@ -195,7 +215,8 @@ def _check_tensor(name: str, index: int, tensor: Tensor, param: Tensor, first: T
     allowed = _SHADOWS if name.endswith("shadows") else _FLOATS
     if tensor.dtype not in allowed:
         raise TypeError(
-            f"{where} has dtype {tensor.dtype}; make it one of {', '.join(str(d).removeprefix('torch.') for d in allowed)}"
+            f"{where} has dtype {tensor.dtype}; make it one of "
+            f"{', '.join(str(d).removeprefix('torch.') for d in allowed)}"
         )
     if tensor.device != first.device:
         raise ValueError(f"{where} is on {tensor.device}, params[0] on {first.device}; move them together")

@@ -55,7 +55,7 @@ def _why_not_native(tensors: Tensors) -> str | None:
         for name in ("params", "exp_avgs", "exp_avg_sqs", "targets", "steps"):
             tensor = getattr(tensors, name)[index]
             if tensor.numel() and tensor.dtype != torch.float32:
-                return f"{name}[{index}] is {tensor.dtype}; native kernels keep parameters, moments, steps and targets in float32"
+                return f"{name}[{index}] is {tensor.dtype}; native kernels keep all but gradients and shadows in float32"
         if tensors.grads[index].dtype not in _GRADS:
             return f"grads[{index}] is {tensors.grads[index].dtype}"
         if not _is_dense(param):
@@ -254,8 +254,10 @@ def _fake(*arguments: object) -> None:
 
 
 adamw_ema_ = define(
-    "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
-    "Tensor(e!)[] targets, Tensor(f!)[] param_shadows, Tensor(g!)[] target_shadows, int[] groups, Tensor hyper, Tensor control, "
+    "adamw_ema_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] "
+    "steps, "
+    "Tensor(e!)[] targets, Tensor(f!)[] param_shadows, Tensor(g!)[] target_shadows, int[] groups, Tensor hyper, "
+    "Tensor control, "
     "Tensor squares, Tensor(h!) status, bool need_norm) -> ()",
     _implementation,
     _fake,

@@ -1,4 +1,5 @@
-"""AdamW with EMA on GPUs: tables of addresses on the device, and the launches of the Triton and CUDA kernels over them."""
+"""AdamW with EMA on GPUs: tables of addresses on the device, and the launches of the Triton and CUDA kernels over
+them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ ROW = 9  # param, exp_avg, exp_avg_sq, step, target, param shadow, target shadow
 
 @dataclass(frozen=True)
 class Launch:
-    """The programs of one combination of element types. chunks: int32 (programs, 2): row of the table, number of the chunk in it."""
+    """The programs of one combination of element types. chunks: int32 (programs, 2): row of the table, number of the
+    chunk in it."""
 
     chunks: Tensor
     grad_dtype: torch.dtype
@@ -29,7 +31,8 @@ class Launch:
 
 
 class DevicePlan:
-    """The tables of one set of tensors, kept from step to step; only the addresses of gradients are uploaded again, when they move.
+    """The tables of one set of tensors, kept from step to step; only the addresses of gradients are uploaded again,
+    when they move.
 
     Adding up the norm takes one launch for each element type of the gradients, the step one for each combination of
     element types, and one program in between reduces what all tensors share. Nothing waits for the device, so a CUDA
@@ -107,14 +110,25 @@ class DevicePlan:
                 from ..kernels import adamw_ema as kernel
 
                 kernel.launch_sum_of_squares(
-                    self._table, self._grad_table, launch.chunks, partials, grad_dtype=launch.grad_dtype, aligned=launch.aligned,
+                    self._table,
+                    self._grad_table,
+                    launch.chunks,
+                    partials,
+                    grad_dtype=launch.grad_dtype,
+                    aligned=launch.aligned,
                     chunk=CHUNK,
-                )  # fmt: skip
+                )
             else:
                 _native.cuda().adamw_ema_sum_of_squares(
-                    _native.view(self._table), _native.view(self._grad_table), _native.view(launch.chunks), _native.view(partials),
-                    _native.DTYPE_CODES[launch.grad_dtype], launch.aligned, CHUNK, self._stream(),
-                )  # fmt: skip
+                    _native.view(self._table),
+                    _native.view(self._grad_table),
+                    _native.view(launch.chunks),
+                    _native.view(partials),
+                    _native.DTYPE_CODES[launch.grad_dtype],
+                    launch.aligned,
+                    CHUNK,
+                    self._stream(),
+                )
         return self._partials.sum()
 
     def update(self, scalars: Scalars) -> None:
@@ -138,27 +152,52 @@ class DevicePlan:
         )
         for launch in self._launches:
             kernel.launch_step(
-                self._table, self._grad_table, launch.chunks, scalars.hyper, self._coefficients, self._shared,
-                grad_dtype=launch.grad_dtype, target=launch.target, param_shadow=launch.param_shadow, target_shadow=launch.target_shadow,
-                aligned=launch.aligned, chunk=CHUNK,
-            )  # fmt: skip
+                self._table,
+                self._grad_table,
+                launch.chunks,
+                scalars.hyper,
+                self._coefficients,
+                self._shared,
+                grad_dtype=launch.grad_dtype,
+                target=launch.target,
+                param_shadow=launch.param_shadow,
+                target_shadow=launch.target_shadow,
+                aligned=launch.aligned,
+                chunk=CHUNK,
+            )
 
     def _update_cuda(self, scalars: Scalars) -> None:
         native, view, stream = _native.cuda(), _native.view, self._stream()
         squares = view(scalars.squares) if scalars.squares.numel() else None
         native.adamw_ema_prepare(
-            view(self._table), view(scalars.hyper), view(scalars.control), squares, view(scalars.status), view(self._coefficients),
-            view(self._shared), stream,
-        )  # fmt: skip
+            view(self._table),
+            view(scalars.hyper),
+            view(scalars.control),
+            squares,
+            view(scalars.status),
+            view(self._coefficients),
+            view(self._shared),
+            stream,
+        )
         for launch in self._launches:
             codes = [
                 -1 if dtype is None else _native.DTYPE_CODES[dtype]
                 for dtype in (launch.param_shadow, launch.target_shadow)
             ]
             native.adamw_ema_step(
-                view(self._table), view(self._grad_table), view(launch.chunks), view(scalars.hyper), view(self._coefficients),
-                view(self._shared), _native.DTYPE_CODES[launch.grad_dtype], launch.target, *codes, launch.aligned, CHUNK, stream,
-            )  # fmt: skip
+                view(self._table),
+                view(self._grad_table),
+                view(launch.chunks),
+                view(scalars.hyper),
+                view(self._coefficients),
+                view(self._shared),
+                _native.DTYPE_CODES[launch.grad_dtype],
+                launch.target,
+                *codes,
+                launch.aligned,
+                CHUNK,
+                stream,
+            )
 
     def _stream(self) -> int:
         return torch.cuda.current_stream(self._device).cuda_stream

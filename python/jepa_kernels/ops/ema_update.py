@@ -71,7 +71,8 @@ def _supports_cuda(targets, online, shadows, *scalars) -> str | None:
         return f"cuda kernels need CUDA tensors, got {targets[0].device}"
     for index, (target, source) in enumerate(zip(targets, online, strict=True)):
         if torch.float64 in (target.dtype, source.dtype) and target.dtype != source.dtype:
-            return f"tensor {index} mixes {target.dtype} and {source.dtype}; the cuda kernel takes float64 only with float64"
+            found = f"tensor {index} mixes {target.dtype} and {source.dtype}"
+            return f"{found}; the cuda kernel takes float64 only with float64"
     return _native.why_no_cuda() or _why_not_flat(targets, shadows)
 
 

@@ -1,4 +1,5 @@
-"""Calls prepared once for tensors that stay: native code keeps their addresses, and a quick look each step says whether they still hold."""
+"""Calls prepared once for tensors that stay: native code keeps their addresses, and a quick look each step says
+whether they still hold."""
 
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:
 
 
 def direct() -> bool:
-    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its tensors."""
+    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its
+    tensors."""
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
 
 
@@ -91,7 +93,8 @@ class PlanCache:
         return run
 
     def keep(self, tensors: Sequence[Tensor], run: Callable[..., None]) -> None:
-        """Remembers a prepared call. Tensors of other classes, or without an address, are left to the dispatcher every time."""
+        """Remembers a prepared call. Tensors of other classes, or without an address, are left to the dispatcher
+        every time."""
         plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
         if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
             return
@@ -105,7 +108,8 @@ class PlanCache:
 
 
 def written(tensors: Sequence[Tensor]) -> None:
-    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value raises."""
+    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value
+    raises."""
     torch.autograd.graph.increment_version(tensors)
 
 

@@ -1,4 +1,5 @@
-"""Target update and optimiser: `EMATarget`, `AdamWEMA`, momentum schedules, checkpoints that survive an interrupted write."""
+"""Target update and optimiser: `EMATarget`, `AdamWEMA`, momentum schedules, checkpoints that survive an interrupted
+write."""
 
 from .adamw_ema import AdamWEMA
 from .checkpoint import save_checkpoint

@@ -96,10 +96,19 @@ class AdamWEMA(torch.optim.Optimizer):
             params,
             # The keys of torch.optim.AdamW, so that each loads the other's state.
             {
-                "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": False, "foreach": None,
-                "maximize": False, "capturable": capturable, "differentiable": False, "fused": None, "decoupled_weight_decay": True,
+                "lr": lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "amsgrad": False,
+                "foreach": None,
+                "maximize": False,
+                "capturable": capturable,
+                "differentiable": False,
+                "fused": None,
+                "decoupled_weight_decay": True,
             },
-        )  # fmt: skip
+        )
 
     # -- what a step needs
     # ---------------------------------------------------------------------------------------------------------
@@ -208,7 +217,8 @@ class AdamWEMA(torch.optim.Optimizer):
         return self._numbers[name].set(values)
 
     def _follow_rest(self, momentum: float | Tensor, stepped: bool) -> None:
-        """Moves the targets that the fused pass did not, and counts the target's step. A skipped step leaves them, too."""
+        """Moves the targets that the fused pass did not, and counts the target's step. A skipped step leaves them,
+        too."""
         target = self.target
         assert target is not None
         skipped: Any = False
@@ -259,7 +269,8 @@ class AdamWEMA(torch.optim.Optimizer):
             for option in _REFUSED:
                 if group.get(option):
                     raise ValueError(
-                        f"AdamWEMA: group {index} of the loaded state has {option}={group[option]}, which is not supported here"
+                        f"AdamWEMA: group {index} of the loaded state has {option}={group[option]}, which is not "
+                        f"supported here"
                     )
         super().load_state_dict(state_dict)
         for group in self.param_groups:

@@ -11,7 +11,8 @@ import torch
 
 
 def save_checkpoint(state: Any, path: str | os.PathLike[str]) -> None:
-    """`torch.save` that leaves the old file whole until the new one is: an interrupted write changes nothing under `path`.
+    """`torch.save` that leaves the old file whole until the new one is: an interrupted write changes nothing under
+    `path`.
 
     The state goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step
     (`os.replace`). A process killed on the way leaves at most a file `.<name>.*.partial` behind, which nothing reads.

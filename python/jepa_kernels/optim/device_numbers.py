@@ -1,4 +1,5 @@
-"""A few numbers as a float64 tensor that stays in place: uploaded only when they change, copied on the device where they are tensors."""
+"""A few numbers as a float64 tensor that stays in place: uploaded only when they change, copied on the device where
+they are tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from torch import Tensor
 
 
 class DeviceNumbers:
-    """`set(values)` returns the tensor. A captured CUDA graph copies the tensors among the values at every replay; plain numbers must
+    """`set(values)` returns the tensor. A captured CUDA graph copies the tensors among the values at every replay;
+    plain numbers must
     have been set before the capture, with the values that they have in it."""
 
     def __init__(self, count: int, device: torch.device) -> None:
@@ -30,7 +32,8 @@ class DeviceNumbers:
         if plain != self._plain:
             if self._tensor.is_cuda and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
-                    "AdamWEMA: a hyperparameter changed inside a CUDA graph capture; run a step before, or pass it as a tensor"
+                    "AdamWEMA: a hyperparameter changed inside a CUDA graph capture; run a step before, or pass it "
+                    "as a tensor"
                 )
             self._tensor.copy_(torch.tensor(plain, dtype=torch.float64))
             self._plain = plain

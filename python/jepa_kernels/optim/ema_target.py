@@ -19,7 +19,8 @@ _PREFIXES = ("module.", "backbone.", "_orig_mod.")
 
 
 class EMATarget:
-    """A copy of a module whose parameters follow the module's: target <- m * target + (1 - m) * online at every `update()`.
+    """A copy of a module whose parameters follow the module's: target <- m * target + (1 - m) * online at every
+    `update()`.
 
     Formula: that of `jk.ema_update_`, for all parameters in one launch, frozen ones (position embeddings) included.
         Buffers are left as
@@ -98,8 +99,6 @@ class EMATarget:
         with torch.no_grad():
             return (self.module if self.shadow is None else self.shadow)(*args, **kwargs)
 
-    # -- pairs ---------------------------------------------------------------------------------------------------------------------
-
     def _pair(self) -> None:
         """Pairs target, online and shadow tensors by name, and prepares the quick look that later updates take."""
         self._sharded = pairing.is_sharded(self.module) or pairing.is_sharded(self._online)
@@ -137,7 +136,8 @@ class EMATarget:
         ]
 
     def refresh(self) -> None:
-        """Looks whether modules or tensors changed since the last update, and pairs them anew if so; `update` calls it."""
+        """Looks whether modules or tensors changed since the last update, and pairs them anew if so; `update` calls
+        it."""
         if self._sharded:
             pairing.reshard(self.module)
             pairing.reshard(self._online)
@@ -148,15 +148,14 @@ class EMATarget:
         """The place of an online parameter in `targets`, or None where the target does not follow it."""
         return self._online_of.get(id(parameter))
 
-    # -- updates -------------------------------------------------------------------------------------------------------------------
-
     def next_momentum(self, momentum: float | Tensor | None = None) -> float | Tensor:
         """The momentum of the coming update: the one given, or the schedule's."""
         device = self.targets[0].device if self.targets else torch.device("cpu")
         return checked_momentum(self.momentum(self.step) if momentum is None else momentum, device, "EMATarget")
 
     def update(self, momentum: float | Tensor | None = None) -> None:
-        """One step of the target towards the online module; `momentum` takes the place of the schedule's for this step."""
+        """One step of the target towards the online module; `momentum` takes the place of the schedule's for this
+        step."""
         self.refresh()
         chosen, seed = self.next_momentum(momentum), (self.seed + self.step) % 2**63
         forced = operator.forced()
@@ -186,7 +185,8 @@ class EMATarget:
 
     @torch.no_grad()
     def finish_step(self, skipped: bool | Tensor = False) -> None:
-        """Copies buffers where that was asked for and counts the step. A step that was skipped counts, but copies nothing."""
+        """Copies buffers where that was asked for and counts the step. A step that was skipped counts, but copies
+        nothing."""
         if isinstance(skipped, Tensor):
             for copied, source in self._buffer_pairs:
                 copied.copy_(torch.where(skipped != 0, copied, source))
@@ -208,14 +208,13 @@ class EMATarget:
             for _, twin, target in pairing.paired(self.shadow, self.module, buffers=True):
                 twin.copy_(target)
 
-    # -- checkpoints ---------------------------------------------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """The target's state and the number of updates so far; the shadow follows from the target."""
         return {"module": self.module.state_dict(), "step": self.step, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Loads what `state_dict` gave, or a target encoder of the official code: its checkpoint with the entry `target_encoder`, or
+        """Loads what `state_dict` gave, or a target encoder of the official code: its checkpoint with the entry
+        `target_encoder`, or
         that entry itself. Prefixes that wrappers put before names (`module.`, `backbone.`) are dropped.
 
         Raises:

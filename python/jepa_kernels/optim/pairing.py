@@ -1,4 +1,5 @@
-"""Which parameter of the target belongs to which of the online module, through wrappers and shards; low-precision twins."""
+"""Which parameter of the target belongs to which of the online module, through wrappers and shards; low-precision
+twins."""
 
 from __future__ import annotations
 
@@ -66,21 +67,25 @@ def paired(target: nn.Module, online: nn.Module, *, buffers: bool) -> list[tuple
     for name in theirs:
         if name not in ours:
             raise ValueError(
-                f"EMATarget: the online module has {name!r}, the target does not; make a new EMATarget after changing modules"
+                f"EMATarget: the online module has {name!r}, the target does not; make a new EMATarget after "
+                f"changing modules"
             )
     for name, tensor in ours.items():
         if name not in theirs:
             raise ValueError(
-                f"EMATarget: the target has {name!r}, the online module does not; make a new EMATarget after changing modules"
+                f"EMATarget: the target has {name!r}, the online module does not; make a new EMATarget after "
+                f"changing modules"
             )
         source = theirs[name]
         if tensor.shape != source.shape:
             raise ValueError(
-                f"EMATarget: {name!r} has shape {tuple(tensor.shape)} in the target, {tuple(source.shape)} in the online module"
+                f"EMATarget: {name!r} has shape {tuple(tensor.shape)} in the target, {tuple(source.shape)} in the "
+                f"online module"
             )
         if not same_placement(tensor, source):
             raise ValueError(
-                f"EMATarget: {name!r} is sharded differently in target and online module; apply fully_shard alike to both"
+                f"EMATarget: {name!r} is sharded differently in target and online module; apply fully_shard alike to "
+                f"both"
             )
     return [(name, tensor, theirs[name]) for name, tensor in ours.items()]
 
@@ -92,7 +97,8 @@ def _named(module: nn.Module, buffers: bool) -> Iterator[tuple[str, Tensor]]:
 
 
 def dictionaries(module: nn.Module, *, buffers: bool) -> list[dict[str, Any]]:
-    """The dictionaries that hold a module's structure: children and parameters, and buffers on request, of every submodule."""
+    """The dictionaries that hold a module's structure: children and parameters, and buffers on request, of every
+    submodule."""
     found: list[Any] = []
     for child in module.modules():
         found += [child._modules, child._parameters]

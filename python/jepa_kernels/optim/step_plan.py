@@ -90,7 +90,8 @@ class StepPlan:
         for grad, param in zip(grads, self._tensors.params, strict=True):
             if grad.shape != param.shape or grad.device != self.device:
                 raise ValueError(
-                    f"AdamWEMA: a gradient of shape {tuple(grad.shape)} on {grad.device} for a parameter of {tuple(param.shape)} on {self.device}"
+                    f"AdamWEMA: a gradient of shape {tuple(grad.shape)} on {grad.device} for a parameter of "
+                    f"{tuple(param.shape)} on {self.device}"
                 )
         if found != self._grads or any(
             grad.stride() != param.stride() for grad, param in zip(grads, self._tensors.params, strict=True)
@@ -117,7 +118,8 @@ def _fused_place(target: EMATarget, param: Tensor) -> int | None:
 
 
 def reduced_squares(plan: StepPlan, grads: Sequence[Tensor]) -> Tensor:
-    """The sum of squares of all gradients, over all processes that hold shards of them. Replicated gradients count once."""
+    """The sum of squares of all gradients, over all processes that hold shards of them. Replicated gradients count
+    once."""
     layouts = {(getattr(grad, "device_mesh", None), tuple(getattr(grad, "placements", ()))) for grad in grads}
     if len(layouts) == 1:
         return _over_shards(plan.sum_of_squares(), *layouts.pop())

@@ -38,9 +38,14 @@ def adamw_ema_(
         clip = 1.0 if max_grad_norm is None else min(1.0, max_grad_norm / (norm + 1e-6))
         for index, param in enumerate(params):
             update_one(
-                param, grads[index], exp_avgs[index], exp_avg_sqs[index], steps[index],
-                hyper=(float(lr), *betas, eps, weight_decay), grad_factor=clip / float(grad_scale),
-            )  # fmt: skip
+                param,
+                grads[index],
+                exp_avgs[index],
+                exp_avg_sqs[index],
+                steps[index],
+                hyper=(float(lr), *betas, eps, weight_decay),
+                grad_factor=clip / float(grad_scale),
+            )
             target = None if targets is None else targets[index]
             if target is not None:
                 wide = torch.float64 if target.dtype == torch.float64 else torch.float32

@@ -20,10 +20,15 @@ def problem(grad_dtype=torch.float32, offset=0):
 
     steps = [torch.tensor(float(index)) for index in range(len(SIZES))]
     return {
-        "params": draw(), "grads": draw(grad_dtype), "exp_avgs": draw(), "exp_avg_sqs": [x.square() for x in draw()], "steps": steps,
-        "targets": [None, *draw()[1:]], "param_shadows": [None, *draw(torch.float16)[1:]],
+        "params": draw(),
+        "grads": draw(grad_dtype),
+        "exp_avgs": draw(),
+        "exp_avg_sqs": [x.square() for x in draw()],
+        "steps": steps,
+        "targets": [None, *draw()[1:]],
+        "param_shadows": [None, *draw(torch.float16)[1:]],
         "target_shadows": [None, None, *draw(torch.float16)[2:]],
-    }  # fmt: skip
+    }
 
 
 def clone(lists):

@@ -1,4 +1,5 @@
-"""One optimiser step with the target's update: AdamW, EMA, and bfloat16 copies of both models for the next forward pass."""
+"""One optimiser step with the target's update: AdamW, EMA, and bfloat16 copies of both models for the next forward
+pass."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class StepInputs:
     grads: list[Tensor]
 
     def parameters(self) -> list[nn.Parameter]:
-        """Parameters of its own for a provider, because the step writes in place; the gradients are shared and only read."""
+        """Parameters of its own for a provider, because the step writes in place; the gradients are shared and only
+        read."""
         parameters = [nn.Parameter(p.clone()) for p in self.params]
         for parameter, grad in zip(parameters, self.grads, strict=True):
             parameter.grad = grad

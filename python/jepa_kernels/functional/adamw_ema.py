@@ -39,26 +39,23 @@ def adamw_ema_(
     """One AdamW step, then one EMA step of the targets towards the new parameters, all in place; see `jk.AdamWEMA`
     for the optimiser.
 
-    Formula: with s the sum of the squares of all gradients, n = sqrt(s) / grad_scale, c = min(1, max_grad_norm / (n +
-        1e-6)) and
-    t = step + 1, each element of gradient g, parameter p, moments a and v, target k:
+    Formula: with s the sum of the squares of all gradients, n = sqrt(s) / grad_scale, c = min(1, max_grad_norm / (n
+    + 1e-6)) and t = step + 1, each element of gradient g, parameter p, moments a and v, target k:
 
         g <- g * c / grad_scale
         a <- beta1 a + (1 - beta1) g                    v <- beta2 v + (1 - beta2) g^2
         p <- (1 - lr weight_decay) p - lr / (1 - beta1^t) * a / (sqrt(v) / sqrt(1 - beta2^t) + eps)
         k <- momentum k + (1 - momentum) p              as `jk.ema_update_`
 
-    A shadow is the new value rounded to nearest. Where found_inf is not 0 or n is not finite, nothing is written: the
-    step is skipped.
+    A shadow is the new value rounded to nearest. Where found_inf is not 0 or n is not finite, nothing is written:
+    the step is skipped.
 
-    Shapes: `params[i]`, its gradient, moments, target and shadows have one shape, any; `steps[i]` has one element. An
-        entry None, or no
-    list, stands for no target or shadow.
+    Shapes: `params[i]`, its gradient, moments, target and shadows have one shape, any; `steps[i]` has one element.
+    An entry None, or no list, stands for no target or shadow.
 
     Dtypes: parameters, moments, steps and targets float32 on the native backends, gradients float32, bfloat16 or
-        float16, shadows bfloat16
-    or float16; the reference takes float64 and 16-bit state as well. Computed in float32 (float64 for float64), the
-    norm in float64.
+    float16, shadows bfloat16 or float16; the reference takes float64 and 16-bit state as well. Computed in float32
+    (float64 for float64), the norm in float64.
 
     Args:
         params, grads, exp_avgs, exp_avg_sqs, steps: parameters and AdamW's state, as `torch.optim.AdamW` keeps it.
@@ -66,17 +63,18 @@ def adamw_ema_(
         targets, momentum: tensors of the target and the share of them that stays.
         param_shadows, target_shadows: low-precision copies to write.
         max_grad_norm: largest norm of all gradients together; None does not clip.
-        grad_scale, found_inf: what a `GradScaler` knows: the gradients are divided by the first, a second other than 0
-            skips the step.
-        skip_nonfinite: skip the step if any gradient is infinite or NaN. Like clipping it costs one more pass over the
-            gradients.
+        grad_scale, found_inf: what a `GradScaler` knows: the gradients are divided by the first, a second other than
+            0 skips the step.
+        skip_nonfinite: skip the step if any gradient is infinite or NaN. Like clipping it costs one more pass over
+            the gradients.
 
-    Returns float64 (3,): the gradient norm n (0 if neither clipping nor skip_nonfinite asked for it), 1 if the step was
-    skipped, and the same count again; on the device of the parameters.
+    Returns float64 (3,): the gradient norm n (0 if neither clipping nor skip_nonfinite asked for it), 1 if the step
+    was skipped, and the same count again; on the device of the parameters.
 
     Raises:
-        ValueError: lengths, shapes or devices differ, a target or shadow shares memory with its parameter, a momentum
-            or beta outside its range, a negative lr, eps or weight decay, a max_grad_norm that is not positive.
+        ValueError: lengths, shapes or devices differ, a target or shadow shares memory with its parameter, a
+            momentum or beta outside its range, a negative lr, eps or weight decay, a max_grad_norm that is not
+            positive.
         TypeError: something that is not a tensor, or a dtype outside the lists above.
 
     Cost: 28 bytes a parameter for AdamW, 8 for a target, 2 for each shadow, 4 for the norm, all float32; 20 FLOPs.

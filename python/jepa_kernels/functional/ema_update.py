@@ -28,17 +28,15 @@ def ema_update_(
 ) -> None:
     """Moves every target towards its online tensor, in place, in one launch.
 
-    Formula: `target <- momentum * target + (1 - momentum) * online`, computed as torch.lerp does: with w = 1 - momentum
-        and
-    d = online - target, `fma(w, d, target)` where w < 0.5, otherwise `fma(w - 1, d, online)`.
+    Formula: `target <- momentum * target + (1 - momentum) * online`, computed as torch.lerp does: with w = 1 -
+    momentum and d = online - target, `fma(w, d, target)` where w < 0.5, otherwise `fma(w - 1, d, online)`.
 
-    Shapes: `targets[i]`, `online[i]` and `shadows[i]` have one shape, any. Lists are of one length; an empty list does
-        nothing.
+    Shapes: `targets[i]`, `online[i]` and `shadows[i]` have one shape, any. Lists are of one length; an empty list
+    does nothing.
 
     Dtypes: float32, float64, bfloat16, float16, mixed at will; the sum is computed in float32 (float64 for float64
-        targets) and
-    rounded once to the target's dtype. `shadows` are bfloat16 or float16 copies of the updated target, rounded to
-    nearest from the unrounded value, for running the target encoder without casts.
+    targets) and rounded once to the target's dtype. `shadows` are bfloat16 or float16 copies of the updated target,
+    rounded to nearest from the unrounded value, for running the target encoder without casts.
 
     Args:
         targets: tensors of the target encoder, updated in place; must not require grad.
@@ -46,17 +44,17 @@ def ema_update_(
         momentum: share of the target that stays, in [0, 1]. Also a tensor of one float32 or float64 value on the
             targets' device, which a captured CUDA graph reads anew at every replay.
         shadows: low-precision copies to write, or None.
-        stochastic_rounding: round bfloat16 targets up or down at random so that the expectation is exact. To nearest, a
-            bfloat16 target at momentum 0.999 freezes: the step is below half a unit in its last place. Targets of other
-            dtypes are not affected.
-        seed: key of the random bits (Philox4x32-10, counter = place in the list and element): one seed gives the same
-            bits on every backend. None draws one from torch's default generator. Pass another seed at every step;
-            inside a CUDA graph, as an int64 tensor of one element.
+        stochastic_rounding: round bfloat16 targets up or down at random so that the expectation is exact. To
+            nearest, a bfloat16 target at momentum 0.999 freezes: the step is below half a unit in its last place.
+            Targets of other dtypes are not affected.
+        seed: key of the random bits (Philox4x32-10, counter = place in the list and element): one seed gives the
+            same bits on every backend. None draws one from torch's default generator. Pass another seed at every
+            step; inside a CUDA graph, as an int64 tensor of one element.
 
     Raises:
-        ValueError: lengths, shapes or devices differ, momentum is outside [0, 1] or NaN (on a GPU tensor looked at only
-            with JEPA_KERNELS_CHECK=1, as that waits for the device), a target requires grad or shares memory with its
-            online tensor.
+        ValueError: lengths, shapes or devices differ, momentum is outside [0, 1] or NaN (on a GPU tensor looked at
+            only with JEPA_KERNELS_CHECK=1, as that waits for the device), a target requires grad or shares memory
+            with its online tensor.
         TypeError: an element that is not a tensor, or a dtype outside the lists above.
 
     Cost: 12 bytes and 2 FLOPs an element in float32, plus 2 bytes with a shadow; 6 bytes all in bfloat16.

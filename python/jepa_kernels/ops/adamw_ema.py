@@ -1,10 +1,11 @@
 """The operator `adamw_ema_`: schema, fake and backends.
 
 Tensors that may be absent come as lists of full length in which an empty tensor stands for none. `hyper` is float64
-(groups, 5): lr, beta1, beta2, eps, weight decay; `control` float64 (4,): momentum, largest gradient norm (infinity for
-no clipping), scale of the gradients, found_inf; `squares` the sum of squares of the gradients, float64 (), or empty
-where nobody needs it; `status` float64 (3,), written: gradient norm, whether this step was skipped, steps skipped so
-far. All of them lie on the device of the parameters, so that a captured graph reads them anew at each replay.
+(groups, 5): lr, beta1, beta2, eps, weight decay; `control` float64 (4,): momentum, largest gradient norm (infinity
+for no clipping), scale of the gradients, found_inf; `squares` the sum of squares of the gradients, float64 (), or
+empty where nobody needs it; `status` float64 (3,), written: gradient norm, whether this step was skipped, steps
+skipped so far. All of them lie on the device of the parameters, so that a captured graph reads them anew at each
+replay.
 """
 
 from __future__ import annotations

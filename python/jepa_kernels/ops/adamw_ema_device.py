@@ -1,5 +1,4 @@
-"""AdamW with EMA on GPUs: tables of addresses on the device, and the launches of the Triton and CUDA kernels over
-them."""
+"""AdamW with EMA on GPUs: tables of addresses on the device, and the launches of the Triton and CUDA kernels over them."""
 
 from __future__ import annotations
 

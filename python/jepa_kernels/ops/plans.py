@@ -54,8 +54,8 @@ def watch_tensors(tensors: list[Tensor], *, addresses_only: bool = False) -> Any
 
     Compared are identity, address, element type and element count. Only views of one storage can differ in shape and
     still agree in all of these. The references are weak: a watch keeps no tensor alive, and one that died matches
-    nothing. `addresses_only` leaves out type and count; it is enough while the caller keeps the storages alive, as then
-    no other storage can lie at their addresses.
+    nothing. `addresses_only` leaves out type and count; it is enough while the caller keeps the storages alive, as
+    then no other storage can lie at their addresses.
     """
     if _native.why_no_cpu():
         return _TensorWatch(tensors)
@@ -69,8 +69,7 @@ def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:
 
 
 def direct() -> bool:
-    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its
-    tensors."""
+    """Whether a call may go to native code without torch's dispatcher: nothing traces it or stands in for its tensors."""
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
 
 
@@ -108,8 +107,7 @@ class PlanCache:
 
 
 def written(tensors: Sequence[Tensor]) -> None:
-    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value
-    raises."""
+    """Tells autograd of a write that bypassed the dispatcher, so that a backward pass that saved the old value raises."""
     torch.autograd.graph.increment_version(tensors)
 
 

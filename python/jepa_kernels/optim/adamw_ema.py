@@ -24,33 +24,34 @@ class AdamWEMA(torch.optim.Optimizer):
     """AdamW that also moves an `EMATarget` and writes low-precision copies, reading and writing every value once.
 
     Formula: that of `jk.adamw_ema_`: clipping by the global norm, AdamW as `torch.optim.AdamW` computes it, then the
-        target's EMA towards
-    the new parameters. Parameters of the target that have no gradient (frozen position embeddings) follow as in
-    `EMATarget.update`; do not call that beside `step`.
+    target's EMA towards the new parameters. Parameters of the target that have no gradient (frozen position
+    embeddings) follow as in `EMATarget.update`; do not call that beside `step`.
 
     Args:
-        params, lr, betas, eps, weight_decay: as `torch.optim.AdamW`; `jk.optim.parameter_groups` leaves decay off for
-            biases and 1-D parameters.
+        params, lr, betas, eps, weight_decay: as `torch.optim.AdamW`; `jk.optim.parameter_groups` leaves decay off
+            for biases and 1-D parameters.
         target: the `EMATarget` to move, or None. Its schedule gives the momentum; `step(momentum=...)` replaces it.
-        shadows: {parameter: its low-precision twin} from `jk.optim.shadows_of`. The twins are rewritten at every step;
-            a parameter without a gradient takes its twin's, so that the model that trains may be the low-precision one.
-        max_grad_norm: largest norm of all gradients together, as `torch.nn.utils.clip_grad_norm_`; None does not clip.
-        skip_nonfinite: leave out a step whose gradients hold an infinity or NaN: parameters, state and target stay as
-            they are, and `skipped_steps` counts it. Like clipping it costs one more pass over the gradients.
+        shadows: {parameter: its low-precision twin} from `jk.optim.shadows_of`. The twins are rewritten at every
+            step; a parameter without a gradient takes its twin's, so that the model that trains may be the
+            low-precision one.
+        max_grad_norm: largest norm of all gradients together, as `torch.nn.utils.clip_grad_norm_`; None does not
+            clip.
+        skip_nonfinite: leave out a step whose gradients hold an infinity or NaN: parameters, state and target stay
+            as they are, and `skipped_steps` counts it. Like clipping it costs one more pass over the gradients.
         capturable: the step may be captured in a CUDA graph. Pass lr and momentum as tensors if they change between
             replays.
 
     A `torch.amp.GradScaler` works as with torch's fused optimisers: its scale and found_inf are taken into the step.
 
-    State: `step`, `exp_avg`, `exp_avg_sq` under the keys of `torch.optim.AdamW`; either loads the other's `state_dict`.
+    State: `step`, `exp_avg`, `exp_avg_sq` under the keys of `torch.optim.AdamW`; either loads the other's
+    `state_dict`.
 
     Attributes: `grad_norm`, the norm of the last step's gradients before clipping (float64 tensor on the device; 0
-        where nothing asked for
-    it), `skipped_steps`, how many steps were left out (waits for the device).
+    where nothing asked for it), `skipped_steps`, how many steps were left out (waits for the device).
 
     Raises:
-        ValueError: hyperparameters out of range, parameters on several devices, a target whose structure differs from
-            the online module's, a loaded state with amsgrad, maximize or differentiable.
+        ValueError: hyperparameters out of range, parameters on several devices, a target whose structure differs
+            from the online module's, a loaded state with amsgrad, maximize or differentiable.
 
     Cost: 28 bytes a parameter, 8 for the target, 2 for each shadow, 4 for norm or finiteness, in float32.
 
@@ -217,8 +218,7 @@ class AdamWEMA(torch.optim.Optimizer):
         return self._numbers[name].set(values)
 
     def _follow_rest(self, momentum: float | Tensor, stepped: bool) -> None:
-        """Moves the targets that the fused pass did not, and counts the target's step. A skipped step leaves them,
-        too."""
+        """Moves the targets that the fused pass did not, and counts the target's step. A skipped step leaves them, too."""
         target = self.target
         assert target is not None
         skipped: Any = False

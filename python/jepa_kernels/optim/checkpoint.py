@@ -15,7 +15,8 @@ def save_checkpoint(state: Any, path: str | os.PathLike[str]) -> None:
     `path`.
 
     The state goes to a temporary file in the same folder, is flushed to the disk, and takes the name in one step
-    (`os.replace`). A process killed on the way leaves at most a file `.<name>.*.partial` behind, which nothing reads.
+    (`os.replace`). A process killed on the way leaves at most a file `.<name>.*.partial` behind, which nothing
+    reads.
 
     Raises:
         OSError: the folder is missing, not writable or full; the old file is untouched.

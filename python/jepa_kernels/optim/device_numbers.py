@@ -11,8 +11,7 @@ from torch import Tensor
 
 class DeviceNumbers:
     """`set(values)` returns the tensor. A captured CUDA graph copies the tensors among the values at every replay;
-    plain numbers must
-    have been set before the capture, with the values that they have in it."""
+    plain numbers must have been set before the capture, with the values that they have in it."""
 
     def __init__(self, count: int, device: torch.device) -> None:
         self._tensor = torch.zeros(count, dtype=torch.float64, device=device)

@@ -23,34 +23,33 @@ class EMATarget:
     `update()`.
 
     Formula: that of `jk.ema_update_`, for all parameters in one launch, frozen ones (position embeddings) included.
-        Buffers are left as
-    copied, as the official code does; `buffers=True` copies them from the online module at every update.
+    Buffers are left as copied, as the official code does; `buffers=True` copies them from the online module at every
+    update.
 
     Args:
-        module: the online module; wrapped by `DistributedDataParallel` or `torch.compile`, the one inside is followed.
+        module: the online module; wrapped by `DistributedDataParallel` or `torch.compile`, the one inside is
+            followed.
         momentum: a number, or a callable of the step number (0 at the first update), such as `LinearMomentum(0.996,
             1.0, steps)`.
         target: the target to use instead of a deep copy of `module`; its values are overwritten with the module's.
-            FSDP2 modules cannot be
-            copied: build a second module, apply `fully_shard` to both alike, and pass it here. Updates touch local
-                shards only.
+            FSDP2 modules cannot be copied: build a second module, apply `fully_shard` to both alike, and pass it
+            here. Updates touch local shards only.
         buffers: copy buffers at every update.
         shadow_dtype: bfloat16 or float16 for a second copy, `shadow`, that every update writes rounded: the target's
             forward pass then needs no casts.
         stochastic_rounding, seed: for targets in bfloat16; see `jk.ema_update_`. Step s uses the key `seed + s`.
 
     Attributes: `module`, the target, in evaluation of gradients frozen; `shadow`, its low-precision copy or None;
-        `step`, updates so far.
-    Calling the object runs the shadow if there is one, otherwise the target, without gradients.
+    `step`, updates so far. Calling the object runs the shadow if there is one, otherwise the target, without
+    gradients.
 
     Raises:
         ValueError: the structures of target and online module differ (also when they diverge later: the update names
             the tensor and changes nothing), a momentum outside [0, 1] or NaN, an FSDP2 module without `target`, a
             shadow of sharded parameters.
 
-    Cost: 12 bytes a parameter in float32, plus 2 with a shadow. Each update makes sure that every parameter is the same
-        object at the same
-    address; that costs about 60 ns a tensor.
+    Cost: 12 bytes a parameter in float32, plus 2 with a shadow. Each update makes sure that every parameter is the
+    same object at the same address; that costs about 60 ns a tensor.
 
     Deterministic: yes, bit for bit.
 
@@ -136,8 +135,7 @@ class EMATarget:
         ]
 
     def refresh(self) -> None:
-        """Looks whether modules or tensors changed since the last update, and pairs them anew if so; `update` calls
-        it."""
+        """Looks whether modules or tensors changed since the last update, and pairs them anew if so; `update` calls it."""
         if self._sharded:
             pairing.reshard(self.module)
             pairing.reshard(self._online)
@@ -154,8 +152,7 @@ class EMATarget:
         return checked_momentum(self.momentum(self.step) if momentum is None else momentum, device, "EMATarget")
 
     def update(self, momentum: float | Tensor | None = None) -> None:
-        """One step of the target towards the online module; `momentum` takes the place of the schedule's for this
-        step."""
+        """One step of the target towards the online module; `momentum` takes the place of the schedule's for this step."""
         self.refresh()
         chosen, seed = self.next_momentum(momentum), (self.seed + self.step) % 2**63
         forced = operator.forced()
@@ -214,8 +211,8 @@ class EMATarget:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads what `state_dict` gave, or a target encoder of the official code: its checkpoint with the entry
-        `target_encoder`, or
-        that entry itself. Prefixes that wrappers put before names (`module.`, `backbone.`) are dropped.
+        `target_encoder`, or that entry itself. Prefixes that wrappers put before names (`module.`, `backbone.`) are
+        dropped.
 
         Raises:
             RuntimeError: keys or shapes do not fit the target (torch names them).

@@ -61,7 +61,8 @@ def paired(target: nn.Module, online: nn.Module, *, buffers: bool) -> list[tuple
     """(name, tensor of the target, tensor of the online module) of every parameter and, on request, buffer.
 
     Raises:
-        ValueError: a name is missing on one side, or shapes or shards differ; the message names the first such tensor.
+        ValueError: a name is missing on one side, or shapes or shards differ; the message names the first such
+            tensor.
     """
     ours, theirs = dict(_named(target, buffers)), dict(_named(online, buffers))
     for name in theirs:
@@ -110,8 +111,8 @@ def dictionaries(module: nn.Module, *, buffers: bool) -> list[dict[str, Any]]:
 def parameter_groups(modules: nn.Module | Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
     """Groups for an optimiser: weight decay for matrices, none for biases and parameters of one dimension.
 
-    Frozen parameters are left out. Each module gives two groups, the decayed ones of all modules first, as the official
-    code orders them.
+    Frozen parameters are left out. Each module gives two groups, the decayed ones of all modules first, as the
+    official code orders them.
 
     Example:
         >>> [len(group["params"]) for group in parameter_groups(nn.Linear(2, 2), 0.04)]
@@ -133,14 +134,15 @@ def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 def shadow_module(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """A copy of a module with every floating-point parameter and buffer in `dtype`, for forward passes without casts.
+    """A copy of a module with every floating-point parameter and buffer in `dtype`, for forward passes without
+    casts.
 
-    Train it through `AdamWEMA(..., shadows=shadows_of(module, twin))`: the step reads the twin's gradients, updates the
-    float32 parameters of `module`, and writes their rounded values back.
+    Train it through `AdamWEMA(..., shadows=shadows_of(module, twin))`: the step reads the twin's gradients, updates
+    the float32 parameters of `module`, and writes their rounded values back.
 
     Raises:
-        ValueError: the module is sharded by FSDP2, whose `MixedPrecisionPolicy(param_dtype=...)` casts shards itself,
-            or `dtype` is neither bfloat16 nor float16.
+        ValueError: the module is sharded by FSDP2, whose `MixedPrecisionPolicy(param_dtype=...)` casts shards
+            itself, or `dtype` is neither bfloat16 nor float16.
     """
     if dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"shadow_module: dtype must be torch.bfloat16 or torch.float16, got {dtype}")

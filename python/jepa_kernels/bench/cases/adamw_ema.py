@@ -122,10 +122,12 @@ def _reference(inputs: StepInputs) -> list[Tensor]:
     from ... import reference
 
     params, targets = ([p.double() for p in inputs.params] for _ in range(2))
-    averages, squares = ([torch.zeros_like(p) for p in params] for _ in range(2))
+    exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in params] for _ in range(2))
     steps = [torch.zeros((), device=p.device) for p in params]
     options: dict[str, Any] = {"lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": MOMENTUM}
-    reference.adamw_ema_(params, [g.double() for g in inputs.grads], averages, squares, steps, targets=targets, **options)
+    reference.adamw_ema_(
+        params, [g.double() for g in inputs.grads], exp_avgs, exp_avg_sqs, steps, targets=targets, **options
+    )
     return [*params, *targets]
 
 

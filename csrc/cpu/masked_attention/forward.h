@@ -1,6 +1,5 @@
 // Forward: for a block of queries, scores are computed transposed (rows are keys, lanes are queries), so that the softmax is
-// elementwise over lanes and no head dim wastes a lane. The reference value `m` of a query's exponents is not its running maximum
-// but any earlier score within a factor 2^16 of it: the accumulators are rescaled only when that bound breaks, which is rare.
+// elementwise over lanes and no head dim wastes a lane. Keys go by in chunks: scores of a chunk, its maximum, exponentials, values.
 #pragma once
 
 #include <cmath>
@@ -13,9 +12,7 @@
 namespace jepa {
 namespace {  // one copy a translation unit: see float_types.h
 
-constexpr int64_t kChunk = 256;              // keys whose probabilities are buffered before they multiply V
-constexpr float kHeadroom = 65536.0f;        // 2^16
-constexpr float kHeadroomLog = 11.0903549f;  // its natural logarithm
+constexpr int64_t kChunk = 256;  // keys whose scores are held at once
 
 template <class A>
 struct ForwardPacked {
@@ -40,11 +37,11 @@ struct ForwardScratch {
   E* probabilities;  // [key / kPack][lane] units
   float* output;     // [channel][lane]
   float* transposed;
-  float* scores;     // one tile
-  float* partial;
+  float* scores;     // [key][lane], of a chunk
+  float* partial;    // of one tile
   uint32_t* visible;
   int32_t* limits;
-  float *reference, *total;  // a lane each
+  float *highest, *reference, *total;  // a lane each
   float* weight;             // the sum of the probabilities as rounded: it divides the output, so that their errors partly cancel
   Tile* tiles;
   uint8_t *all, *any;
@@ -54,13 +51,14 @@ struct ForwardScratch {
     Bump bump(base);
     rows = bump.take<E>(larger(A::kLanes, 8) * layout.unit_stride * A::kPack);
     queries = bump.take<E>(layout.unit_stride * kWidth * A::kPack);
-    probabilities = bump.take<E>((kChunk + kTileKeys) * kWidth);
+    probabilities = bump.take<E>(kChunk * kWidth);
     output = bump.take<float>(layout.lane_dim * kWidth);
     transposed = bump.take<float>(A::kLanes * layout.lane_dim);
-    scores = bump.take<float>(kTileKeys * kWidth);
+    scores = bump.take<float>(kChunk * kWidth);
     partial = bump.take<float>(kTileKeys * kWidth);
     visible = bump.take<uint32_t>(kTileKeys * kWidth);
     limits = bump.take<int32_t>(kWidth);
+    highest = bump.take<float>(kWidth);
     reference = bump.take<float>(kWidth);
     total = bump.take<float>(kWidth);
     weight = bump.take<float>(kWidth);
@@ -122,22 +120,18 @@ struct ForwardBlock {
       scratch.weight[lane] = 0.0f;
     }
     const int64_t limit = p.key_limit(end_query - 1);
-    bool started = false;  // every lane has a finite reference
     for (int64_t chunk = 0; chunk < limit; chunk += kChunk) {
-      const int64_t chunk_end = smaller(chunk + kChunk, limit);
-      classify_tiles(p, first_query, end_query, chunk, chunk_end, scratch.tiles, scratch.all, scratch.any);
-      int64_t pending = chunk;  // first key whose probabilities wait for their values
-      for (int64_t key = chunk; key < chunk_end; key += kTileKeys) {
-        const Tile tile = scratch.tiles[(key - chunk) / kTileKeys];
-        if (tile == Tile::kEmpty) {
-          multiply_values(chunk, pending, key);
-          pending = key + kTileKeys;
-        } else if (tile != Tile::kFull || !started || !fast_tile(key, key - chunk)) {
-          if (careful_tile(key, key - chunk, tile, chunk, pending)) pending = key;
-          started = all_started();
-        }
+      const int64_t count = smaller(kChunk, limit - chunk);
+      classify_tiles(p, first_query, end_query, chunk, chunk + count, scratch.tiles, scratch.all, scratch.any);
+      score_chunk(chunk, count);
+      raise_references();
+      const int64_t tiles = (count + kTileKeys - 1) / kTileKeys;
+      for (int64_t begin = 0, end; begin < tiles; begin = end + 1) {  // runs of tiles that are not empty
+        for (end = begin; end < tiles && scratch.tiles[end] != Tile::kEmpty;) ++end;
+        if (begin == end) continue;
+        for (int v = 0; v < Vectors; ++v) exponentiate(v, begin * kTileKeys, end * kTileKeys);
+        multiply_values(chunk, begin * kTileKeys, end * kTileKeys);
       }
-      multiply_values(chunk, pending, round_up(chunk_end, kTileKeys));
     }
     write(end_query);
   }
@@ -159,8 +153,84 @@ struct ForwardBlock {
     }
   }
 
-  [[gnu::always_inline]] void score(Vec (&sum)[A::kRows][Vectors], int64_t key) const {
-    dot_tile<A, Vectors>(sum, packed.keys + key * p.dim, p.dim, scratch.queries, layout.units, scratch.partial);
+  void score_chunk(int64_t chunk, int64_t count) const {
+    for (int64_t lane = 0; lane < kWidth; ++lane) scratch.highest[lane] = -INFINITY;
+    for (int64_t key = 0; key < count; key += kTileKeys) {
+      const Tile tile = scratch.tiles[key / kTileKeys];
+      if (tile == Tile::kEmpty) continue;
+      if (tile == Tile::kPartial) build_tile_mask(p, scratch.limits, first_query, kWidth, chunk + key, scratch.visible);
+      for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
+        if (tile == Tile::kPartial)
+          score<true>(chunk, key + part, part);
+        else
+          score<false>(chunk, key + part, part);
+      }
+    }
+  }
+
+  // Scaled scores of one register tile, and their maximum.
+  template <bool Masked>
+  [[gnu::noinline]] void score(int64_t chunk, int64_t row, int64_t part) const {
+    Vec sum[A::kRows][Vectors];
+    dot_tile<A, Vectors>(sum, packed.keys + (chunk + row) * p.dim, p.dim, scratch.queries, layout.units, scratch.partial);
+    const Vec factor = A::set(scale);
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      Vec highest = A::load(scratch.highest + v * A::kLanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < A::kRows; ++r) {
+        Vec scaled = sum[r][v] * factor;
+        if constexpr (Masked)
+          scaled = A::select(A::load_mask(scratch.visible + (part + r) * kWidth + v * A::kLanes), scaled, A::set(-INFINITY));
+        A::store(scratch.scores + (row + r) * kWidth + v * A::kLanes, scaled);
+        highest = A::max(highest, scaled);
+      }
+      A::store(scratch.highest + v * A::kLanes, highest);
+    }
+  }
+
+  // The reference of a query's exponents is its highest score so far: its probability is exactly 1, without rounding.
+  void raise_references() const {
+    bool rescale = false;
+    for (int v = 0; v < Vectors; ++v) {
+      float* reference = scratch.reference + v * A::kLanes;
+      const Vec before = A::load(reference), after = A::max(before, A::load(scratch.highest + v * A::kLanes));
+      A::store(reference, after);
+      // 1 where nothing was accumulated yet or nothing changes; -inf - -inf is a NaN that must not get in
+      const Vec factor = A::select(before == after, A::set(1.0f), A::exponential(before - after));
+      A::store(scratch.highest + v * A::kLanes, factor);
+      rescale = rescale || A::any_greater(A::set(1.0f) - factor, 0.0f);
+    }
+    if (!rescale) return;
+    for (int v = 0; v < Vectors; ++v) {
+      const Vec factor = A::load(scratch.highest + v * A::kLanes);
+      float *total = scratch.total + v * A::kLanes, *weight = scratch.weight + v * A::kLanes;
+      A::store(total, A::load(total) * factor);
+      A::store(weight, A::load(weight) * factor);
+      for (int c = 0; c < p.dim; ++c) {
+        float* place = scratch.output + c * kWidth + v * A::kLanes;
+        A::store(place, A::load(place) * factor);
+      }
+    }
+  }
+
+    // Probabilities of rows [begin, end) of the chunk, and their sums.
+  [[gnu::noinline]] void exponentiate(int v, int64_t begin, int64_t end) const {
+    const Vec reference = A::load(scratch.reference + v * A::kLanes);
+    const Vec finite = A::select(reference == A::set(-INFINITY), A::zero(), reference);
+    Vec total = A::load(scratch.total + v * A::kLanes), weight = A::load(scratch.weight + v * A::kLanes);
+    const float* scores = scratch.scores + begin * kWidth + v * A::kLanes;
+    for (int64_t row = begin; row < end; row += kTileKeys) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kTileKeys; r += 2) {
+        const Vec x = A::exponential(A::load(scores) - finite), y = A::exponential(A::load(scores + kWidth) - finite);
+        total = total + (x + y);
+        weight = store_probabilities(row + r, v, x, y, weight);
+        scores += 2 * kWidth;
+      }
+    }
+    A::store(scratch.total + v * A::kLanes, total);
+    A::store(scratch.weight + v * A::kLanes, weight);
   }
 
   // Rows row and row + 1 of the chunk's probabilities. Returns `weight` plus what was stored.
@@ -174,117 +244,12 @@ struct ForwardBlock {
     }
   }
 
-  // Exponentials straight from the accumulators. False, with nothing committed, if some lane's sum leaves the headroom.
-  bool fast_tile(int64_t key, int64_t row) {
-    Vec tile_total[Vectors], tile_weight[Vectors];
-    for (int v = 0; v < Vectors; ++v) tile_total[v] = tile_weight[v] = A::zero();
-    for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
-      Vec sum[A::kRows][Vectors];
-      score(sum, key + part);
-      const Vec factor = A::set(scale);
-#pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) {
-        const Vec shift = A::zero() - A::load(scratch.reference + v * A::kLanes);
-#pragma GCC unroll 4
-        for (int r = 0; r < A::kRows; r += 2) {
-          const Vec x = A::exponential(A::fma(sum[r][v], factor, shift));
-          const Vec y = A::exponential(A::fma(sum[r + 1][v], factor, shift));
-          tile_total[v] = tile_total[v] + (x + y);
-          tile_weight[v] = store_probabilities(row + part + r, v, x, y, tile_weight[v]);
-        }
-      }
-    }
-    bool within = true;
-    for (int v = 0; v < Vectors; ++v) within = within && !A::any_greater(tile_total[v], kHeadroom);
-    if (!within) return false;
-    for (int v = 0; v < Vectors; ++v) {
-      float* total = scratch.total + v * A::kLanes;
-      float* weight = scratch.weight + v * A::kLanes;
-      A::store(total, A::load(total) + tile_total[v]);
-      A::store(weight, A::load(weight) + tile_weight[v]);
-    }
-    return true;
-  }
-
-  // Masks, raises references where needed. Returns whether the pending probabilities were multiplied in.
-  [[gnu::noinline]] bool careful_tile(int64_t key, int64_t row, Tile tile, int64_t chunk, int64_t pending) {
-    for (int64_t part = 0; part < kTileKeys; part += A::kRows) {
-      Vec sum[A::kRows][Vectors];
-      score(sum, key + part);
-      store_tile<A, Vectors>(sum, scratch.scores + part * kWidth, kWidth);
-    }
-    if (tile == Tile::kPartial) build_tile_mask(p, scratch.limits, first_query, kWidth, key, scratch.visible);
-    Vec highest[Vectors];
-    for (int v = 0; v < Vectors; ++v) {
-      highest[v] = A::set(-INFINITY);
-      for (int64_t k = 0; k < kTileKeys; ++k) {
-        float* place = scratch.scores + k * kWidth + v * A::kLanes;
-        Vec scaled = A::load(place) * A::set(scale);
-        if (tile == Tile::kPartial)
-          scaled = A::select(A::load_mask(scratch.visible + k * kWidth + v * A::kLanes), scaled, A::set(-INFINITY));
-        A::store(place, scaled);
-        highest[v] = A::max(highest[v], scaled);
-      }
-    }
-    const bool flushed = raise_references(highest, chunk, pending, key);
-    for (int v = 0; v < Vectors; ++v) {
-      const Vec reference = A::load(scratch.reference + v * A::kLanes);
-      const Vec shift = A::select(reference == A::set(-INFINITY), A::zero(), A::zero() - reference);
-      Vec total = A::load(scratch.total + v * A::kLanes), weight = A::load(scratch.weight + v * A::kLanes);
-      for (int64_t k = 0; k < kTileKeys; k += 2) {
-        const float* place = scratch.scores + k * kWidth + v * A::kLanes;
-        const Vec x = A::exponential(A::load(place) + shift), y = A::exponential(A::load(place + kWidth) + shift);
-        total = total + (x + y);
-        weight = store_probabilities(row + k, v, x, y, weight);
-      }
-      A::store(scratch.total + v * A::kLanes, total);
-      A::store(scratch.weight + v * A::kLanes, weight);
-    }
-    return flushed;
-  }
-
-  bool raise_references(const Vec (&highest)[Vectors], int64_t chunk, int64_t pending, int64_t key) {
-    float tile_highest[kWidth], factor[kWidth];
-    for (int v = 0; v < Vectors; ++v) A::store(tile_highest + v * A::kLanes, highest[v]);
-    bool rescale = false;
-    for (int64_t lane = 0; lane < kWidth; ++lane) {
-      const float before = scratch.reference[lane];
-      factor[lane] = 1.0f;
-      if (!(tile_highest[lane] > before + kHeadroomLog * A::kLogBase)) continue;  // also taken by NaN, which the exponentials carry on
-      scratch.reference[lane] = tile_highest[lane];
-      if (before == -INFINITY) continue;
-      factor[lane] = std::exp((before - tile_highest[lane]) / A::kLogBase);
-      rescale = true;
-    }
-    if (!rescale) return false;
-    multiply_values(chunk, pending, key);
-    for (int v = 0; v < Vectors; ++v) {
-      const Vec f = A::load(factor + v * A::kLanes);
-      float *total = scratch.total + v * A::kLanes, *weight = scratch.weight + v * A::kLanes;
-      A::store(total, A::load(total) * f);
-      A::store(weight, A::load(weight) * f);
-      for (int c = 0; c < p.dim; ++c) {
-        float* place = scratch.output + c * kWidth + v * A::kLanes;
-        A::store(place, A::load(place) * f);
-      }
-    }
-    return true;
-  }
-
-  bool all_started() const {
-    for (int64_t lane = 0; lane < kWidth; ++lane)
-      if (!(scratch.reference[lane] > -INFINITY)) return false;
-    return true;
-  }
-
-  // output += V^T P over keys [begin, end) of the chunk.
-  void multiply_values(int64_t chunk, int64_t begin, int64_t end) {
-    if (begin >= end) return;
-    const E* probabilities = scratch.probabilities + (begin - chunk) * kWidth;
+  // output += V^T P over rows [begin, end) of the chunk.
+  void multiply_values(int64_t chunk, int64_t begin, int64_t end) const {
     for (int64_t panel = 0; panel < layout.row_panels; ++panel)
       add_product<A, Vectors>(scratch.output + panel * A::kRows * kWidth, kWidth,
-                              packed.values + (panel * layout.keys + begin) * A::kRows, A::kPack, A::kRows * A::kPack, probabilities,
-                              kWidth * A::kPack, (end - begin) / A::kPack);
+                              packed.values + (panel * layout.keys + chunk + begin) * A::kRows, A::kPack, A::kRows * A::kPack,
+                              scratch.probabilities + begin * kWidth, kWidth * A::kPack, (end - begin) / A::kPack);
   }
 
   void write(int64_t end_query) {

@@ -214,7 +214,7 @@ struct ForwardBlock {
     }
   }
 
-    // Probabilities of rows [begin, end) of the chunk, and their sums.
+  // Probabilities of rows [begin, end) of the chunk, and their sums.
   [[gnu::noinline]] void exponentiate(int v, int64_t begin, int64_t end) const {
     const Vec reference = A::load(scratch.reference + v * A::kLanes);
     const Vec finite = A::select(reference == A::set(-INFINITY), A::zero(), reference);

@@ -9,6 +9,8 @@ from types import ModuleType
 class BenchInputError(ValueError):
     """An argument, suite file, video or output folder cannot be used; the message says what to change."""
 
+    exit_code = 2
+
 
 def require(module: str, *, extra: str = "bench") -> ModuleType:
     """Import an optional module, or raise `BenchInputError` naming the extra that brings it."""

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from . import document, environment, runner
+from . import document, energy_run, environment, runner
 from .cases import Case, Setting
 from .ceilings import measure_ceilings
 from .console import Progress, print_table
-from .energy import open_meter
 from .errors import BenchInputError, require
 from .report import write_report
 from .store import DOCUMENT, ENVIRONMENT, Record, RunStore, to_json
@@ -99,7 +98,7 @@ def run(options: RunOptions) -> int:
     runner.check_provider_names(cases, device, suite.providers)
     clip = load_clip(options.input)
     store = RunStore.create(options.output)
-    meter, why_no_energy = open_meter(device)
+    meters = energy_run.prepare(device, suite)
     print(f"run {store.run_id}: {len(cases)} cases on {device}, results in {store.folder}", flush=True)
     ceilings = measure_ceilings(device, quick=suite.quick)
     described = environment.describe(
@@ -108,7 +107,7 @@ def run(options: RunOptions) -> int:
         argv=options.argv,
         clip=clip,
         ceilings=ceilings,
-        energy_reason=why_no_energy,
+        energy=energy_run.describe(meters),
     )
     store.write(ENVIRONMENT, to_json(described))
     stop = StopFlag()
@@ -116,8 +115,7 @@ def run(options: RunOptions) -> int:
         suite=suite,
         setting=Setting(suite.seed, device, lambda: clip),
         ceilings=ceilings,
-        meter=meter,
-        meter_reason=why_no_energy,
+        meters=meters,
         deadline=begin + suite.time_budget_s if suite.time_budget_s > 0 else None,
         stop=stop,
     )
@@ -135,7 +133,9 @@ def run(options: RunOptions) -> int:
     print(f"report: {write_report(store.folder)}", flush=True)
     if stop():
         return INTERRUPTED
-    return CASE_FAILED if any(r["status"] == "failed" for r in records) else OK
+    if any(r["status"] == "failed" for r in records):
+        return CASE_FAILED
+    return energy_run.NO_ENERGY if energy_run.lacking(records, suite) else OK
 
 
 def _measure(cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag) -> list[Record]:

@@ -62,8 +62,8 @@ def _add_run(actions: Any) -> None:
     run = actions.add_parser(
         "run",
         help="run a suite",
-        epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 5 the device is not there, 130 interrupted "
-        "(everything is saved).",
+        epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 5 the device is not there, or energy was "
+        "required and there is none, 130 interrupted (everything is saved).",
     )
     _add_selection(run)
     run.add_argument(
@@ -74,6 +74,9 @@ def _add_run(actions: Any) -> None:
     )
     run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
     run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
+    run.add_argument(
+        "--energy", choices=("auto", "require", "off"), help="auto (default); require ends with code 5 where there is none"
+    )
     run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")
     run.add_argument("--cache", choices=("warm", "cold"), help="cold evicts the caches before every timed call")
     run.add_argument("--clock", help="auto (default), wall, device_event or device_graph")
@@ -165,6 +168,8 @@ def _suite(options: argparse.Namespace) -> Any:
         changes["own"] = str(options.own.resolve())
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
+    if getattr(options, "energy", None) is not None:
+        changes["energy"] = options.energy
     if getattr(options, "time_budget", None) is not None:
         changes["time_budget_s"] = parse_duration("--time-budget", options.time_budget)
     if getattr(options, "no_profile", False):

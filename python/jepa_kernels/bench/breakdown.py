@@ -51,10 +51,10 @@ def part_of(event: Event) -> str:
 
 
 def _ancestry(event: Event) -> list[str]:
-    names, at = [], event if event is not None else None
-    while at is not None:
-        names.append(at.name)
-        at = at.cpu_parent
+    names, parent = [event.name], event.cpu_parent
+    while parent is not None:
+        names.append(parent.name)
+        parent = parent.cpu_parent
     return names
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ..backends import BackendError
-from . import energy as energies
+from . import energy_run, telemetry
 from .cache import CacheState, eviction_for
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
 from .clocks import Clock, clock_for
 from .correctness import Check, check
+from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
 from .memory import Memory, peak_memory
 from .statistics import Summary, paired_ratio, summarise
@@ -34,8 +35,7 @@ class Session:
     suite: Suite
     setting: Setting
     ceilings: Ceilings
-    meter: energies.Meter | None = None
-    meter_reason: str | None = None
+    meters: Meters = field(default_factory=lambda: Meters(None, "no meter was opened"))
     deadline: float | None = None  # on the clock of time.perf_counter
     stop: Callable[[], bool] = lambda: False
 
@@ -66,6 +66,10 @@ class Cell:
     first_call_s: float | None = None
     timed: Timed | None = None
     memory: Memory = Memory(None, "not timed")
+    energy: EnergyReading = absent("not timed")
+    timeline: dict[str, Any] | None = None
+    machine_flags: list[str] = field(default_factory=list)
+    machine_notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,10 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
             _check_all(case, cells, inputs, session)
         except Exception as error:  # a broken case must not take the rest of the run with it
             _mark(cells, *_failure(error, "inputs or reference: "))
-        _time_all(cells, session, max(_budget(session, remaining), 0.0))
+        share = max(_budget(session, remaining), 0.0)
+        begin, timeline = time.perf_counter(), energy_run.timeline(session)
+        _time_all(cells, session, share / 2 if energy_run.wanted(session) else share, timeline)
+        energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
     records = [_record(case, cell, cells, work, session) for cell in cells]
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -192,7 +199,7 @@ def prepare(
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
-def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:
+def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline) -> None:
     timed = [cell.timed for cell in cells if cell.timed is not None]
     interleave(
         timed,
@@ -201,6 +208,7 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:
         seed=session.suite.seed,
         budget_s=budget,
         stop=session.stop,
+        watch=timeline.round,
     )
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
@@ -233,7 +241,9 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "ratios": {},
         "rates": None,
         "memory": cell.memory.as_dict(),
-        "energy": energies.EnergyReading(None, "not timed").as_dict(),
+        "energy": cell.energy.as_dict(),
+        "energy_model": modelled(work.flops, work.bytes, case.dtype, session.device.type).as_dict() if work else None,
+        "timeline": cell.timeline,
     }
     if timed is None:
         if cell.status == "ok":
@@ -242,12 +252,12 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
     seconds = list(timed.samples.values())
     summary = summarise(seconds, session.suite.seed)
     ratios = _ratios(timed, cells, case.peer, session.suite.seed)
-    found = flags(summary, ratios.get(case.peer), session.suite.timing)
+    found = flags(summary, ratios.get(case.peer), session.suite.timing) + cell.machine_flags
     rates, above = _rates(summary, work, case.dtype, session.ceilings)
     status = "interrupted" if session.stop() else "inconclusive" if found else "ok"
     record |= {
         "status": status,
-        "flags": found + above,
+        "flags": found + above + cell.machine_notes,
         "samples": {
             "seconds": seconds,
             "round": list(timed.samples),
@@ -258,7 +268,6 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "stats": asdict(summary),
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
         "rates": rates,
-        "energy": _energy(timed, session).as_dict(),
     }
     return record
 
@@ -302,13 +311,3 @@ def _rates(
         "samples_per_s": work.samples / summary.median,
     }
     return rates, above
-
-
-def _energy(timed: Timed, session: Session) -> energies.EnergyReading:
-    if not session.suite.energy:
-        return energies.EnergyReading(None, "switched off")
-    if session.meter is None:
-        return energies.EnergyReading(None, session.meter_reason)
-    if session.stop():
-        return energies.EnergyReading(None, "interrupted")
-    return energies.measure_energy(session.meter, timed.call, timed.context, synchronise=session.synchronise)

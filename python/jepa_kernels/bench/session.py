@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 
-from . import document, environment, profile, resume, runner
+from . import document, energy_run, environment, profile, resume, runner
 from .cases import Case, Setting
 from .ceilings import Ceilings, measure_ceilings
 from .clocks import clock_for
 from .console import Progress, print_table
 from .devices import choose_device
-from .energy import open_meter
 from .errors import require
 from .report import write_report
 from .store import DOCUMENT, ENVIRONMENT, PROFILES, Record, RunStore, read_environment, to_json
@@ -92,12 +91,18 @@ def run(options: RunOptions) -> int:
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
     clip = load_clip(options.input)
-    meter, why_no_energy = open_meter(device)
+    meters = energy_run.prepare(device, suite)
     describe = partial(
-        environment.describe, device=device, suite=suite, argv=options.argv, clip=clip, energy_reason=why_no_energy
+        environment.describe,
+        device=device,
+        suite=suite,
+        argv=options.argv,
+        clip=clip,
+        energy=energy_run.describe(meters),
     )
+    done: list[Record] = []
     if options.resume is None:
-        store, done = RunStore.create(options.output), []
+        store = RunStore.create(options.output)
         print(f"run {store.run_id}: {len(cases)} cases on {device}, results in {store.folder}", flush=True)
         described = describe(ceilings=measure_ceilings(device, quick=suite.quick))
         described["input"]["path"] = str(options.input.resolve()) if options.input else None
@@ -109,8 +114,7 @@ def run(options: RunOptions) -> int:
         suite=suite,
         setting=Setting(suite.seed, device, lambda: clip),
         ceilings=Ceilings(**described["ceilings"]),
-        meter=meter,
-        meter_reason=why_no_energy,
+        meters=meters,
         deadline=begin + suite.time_budget_s if suite.time_budget_s > 0 else None,
         stop=stop,
     )
@@ -121,10 +125,10 @@ def run(options: RunOptions) -> int:
             _profile_steps(left, measured, session, store.folder, options)
     finally:
         store.close()
-    return _finish(resume.in_suite_order([*done, *measured], cases), described, store, stop)
+    return _finish(resume.in_suite_order([*done, *measured], cases), suite, described, store, stop)
 
 
-def _finish(records: list[Record], described: dict[str, Any], store: RunStore, stop: StopFlag) -> int:
+def _finish(records: list[Record], suite: Suite, described: dict[str, Any], store: RunStore, stop: StopFlag) -> int:
     """Write document and report, print the table; the exit code."""
     if not records:
         print(f"interrupted before the first case; {store.folder} holds no results", flush=True)
@@ -136,7 +140,9 @@ def _finish(records: list[Record], described: dict[str, Any], store: RunStore, s
     if stop():
         print(f"go on with: jepa-kernels bench run --resume {store.folder}", flush=True)
         return INTERRUPTED
-    return CASE_FAILED if any(r["status"] == "failed" for r in records) else OK
+    if any(r["status"] == "failed" for r in records):
+        return CASE_FAILED
+    return energy_run.NO_ENERGY if energy_run.lacking(records, suite) else OK
 
 
 def _as_begun(options: RunOptions, folder: Path) -> RunOptions:

@@ -1,4 +1,22 @@
-"""A run's folder: one fsynced line per cell, so that an interruption loses nothing, and a document at the end."""
+"""A run's folder: one fsynced line per cell, so that an interruption loses nothing, and a document at the end.
+
+Of the keys of a record, `energy` is `energy.EnergyReading` and `energy_model` is `energy.model.ModelledEnergy`, which is
+no measurement. `timeline` is the state of the machine while the provider ran, or None where it was not timed:
+
+    reason         why there are no samples, else None
+    begin_unix_s   wall-clock time of t_s = 0; one zero for all providers of a case
+    t_s            seconds of each row
+    phase          of each row: "round" (after a sample of the rounds), "energy" (in a window), "idle" (of the whole case)
+    power_w        GPU board, or CPU packages as the mean since the row before; watts
+    sm_mhz, memory_mhz, temperature_c, utilisation (0 to 1)     GPU
+    events         GPU: bits of the reasons for lower clocks, named by event_names {"bit": name}
+    cpu_mhz, steal (0 to 1, since the row before), load (1 min) CPU
+    throttled_s    {cause: seconds slowed down during the provider's rounds, None where it is not counted}
+    windows        [{phase: "idle" | "energy", begin_s, end_s}], in order, on the scale of t_s
+
+Each column from power_w on is a list as long as t_s, or None where this machine does not have it.
+`energy["windows"]` holds, in the same order, {t0, t1 on the scale of t_s; e0, e1 joules; n_calls; busy (0 to 1)}.
+"""
 
 from __future__ import annotations
 

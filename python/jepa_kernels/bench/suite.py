@@ -26,7 +26,10 @@ class Suite:
     seed: int = 0
     case_budget_s: float = 60.0
     time_budget_s: float = 0.0  # of the whole run; 0 is no limit
-    energy: bool = True
+    energy: str = "auto"  # require: no run without it; off: no energy windows
+    energy_windows: int = 5  # of each provider, interleaved; more while the interval is wide and time is left
+    energy_window_s: float = 5.0  # or 50 refreshes of the counter, where that is longer
+    energy_idle_s: float = 10.0  # before and after the windows of a case
     profile: bool = True  # step cases are profiled after the timing, each in its own process
     quick: bool = False
     own: str = ""  # a Python file whose cases() are measured instead of the package's
@@ -53,6 +56,9 @@ QUICK = Suite(
     tags=("quick",),
     case_budget_s=6.0,
     time_budget_s=200.0,
+    energy_windows=3,
+    energy_window_s=0.5,
+    energy_idle_s=1.0,
     quick=True,
     timing=TimingOptions(
         rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1

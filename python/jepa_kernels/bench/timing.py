@@ -80,12 +80,14 @@ def interleave(
     seed: int = 0,
     budget_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[str | None], None] = lambda _provider: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Measure providers in rounds; each round runs every provider once, in seeded random order.
 
     Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the others go
-    on. Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
+    on. `watch(None)` is called before the first round and `watch(name)` after each sample, outside of all timing.
+    Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
     true: no round is cut, so every provider has the same ones.
     """
     order = random.Random(seed)
@@ -94,6 +96,7 @@ def interleave(
         if stop():
             return
         _guarded(timed, partial(warm_up, timed, clock, options))
+    watch(None)
     for index in range(options.rounds):
         spent = now() - begin
         if stop() or (budget_s is not None and spent > budget_s):
@@ -101,6 +104,7 @@ def interleave(
         running = [t for t in providers if t.error is None]
         for position, timed in enumerate(order.sample(running, len(running))):
             _guarded(timed, partial(_record, timed, clock, index, position))
+            watch(timed.name)
 
 
 def _record(timed: Timed, clock: Clock, index: int, position: int) -> None:

@@ -96,9 +96,9 @@ def run(options: RunOptions) -> int:
         torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
+    meters = energy_run.prepare(device, suite)
     clip = load_clip(options.input)
     store = RunStore.create(options.output)
-    meters = energy_run.prepare(device, suite)
     print(f"run {store.run_id}: {len(cases)} cases on {device}, results in {store.folder}", flush=True)
     ceilings = measure_ceilings(device, quick=suite.quick)
     described = environment.describe(

@@ -20,7 +20,7 @@ from .energy.meters import Meter, NvmlCounter, update_period
 from .telemetry import CpuProbe
 
 OK, NOT_MET = 0, 5
-STATUSES = ("ok", "limited", "missing")
+GROUPS = ("time", "energy", "gpu", "profiling", "packages")
 REQUIREMENTS = ("energy", "gpu")
 STEAL_S = 0.5
 GOOD_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
@@ -65,7 +65,8 @@ def examine(machine: Machine | None = None) -> list[Finding]:
     """Every finding, in the order of the text. Takes a few seconds, in which the machine should be idle."""
     looked_at = machine or Machine()
     checks = (_time, _cpu_energy, _gpu, _profiling, _packages)
-    return [finding for check in checks for finding in check(looked_at)]
+    found = [finding for check in checks for finding in check(looked_at)]
+    return sorted(found, key=lambda finding: GROUPS.index(finding.group))
 
 
 def _time(machine: Machine) -> Iterable[Finding]:
@@ -223,8 +224,11 @@ def _profiling(machine: Machine) -> Iterable[Finding]:
             yield Finding("profiling", "GPU counters", "ok", "open to every user")
     for tool, use in (("ncu", "kernel counters"), ("nsys", "traces"), ("compute-sanitizer", "memory checks")):
         path = machine.which(tool) or machine.which(f"/usr/local/cuda/bin/{tool}")
-        fix = None if path else "install the CUDA toolkit and put its bin folder on PATH"
-        yield Finding("profiling", tool, "ok" if path else "missing", path, None if path else f"not found ({use})", fix)
+        if path is not None:
+            yield Finding("profiling", tool, "ok", path)
+        else:
+            fix = "install the CUDA toolkit and put its bin folder on PATH"
+            yield Finding("profiling", tool, "missing", None, f"not found ({use})", fix)
 
 
 def _packages(machine: Machine) -> Iterable[Finding]:

@@ -37,8 +37,10 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--output", type=Path, default=Path("runs/gpu-check"), metavar="DIR", help="the results folder")
     check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
     check.set_defaults(handler=_gpu_check)
+    _add_doctor(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
+    _add_doctor(actions)
     _add_list(actions)
     _add_run(actions)
     bench_commands.add(actions)
@@ -50,6 +52,19 @@ def build_parser() -> argparse.ArgumentParser:
     readme.add_argument("readme", type=Path, help="the Markdown file")
     readme.set_defaults(handler=_readme_table)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what can be measured on this machine, what cannot, why, and what mends it",
+        epilog="Exit codes: 0 examined, 2 usage, 5 something required cannot be measured here.",
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--require", action="append", default=[], choices=("energy", "gpu"), help="end with code 5 where it is missing"
+    )
+    doctor.set_defaults(handler=_doctor)
 
 
 def _add_list(actions: Any) -> None:
@@ -139,6 +154,12 @@ def _support(options: argparse.Namespace) -> int:
     replace_block(options.write, support.BEGIN, support.END, support.markdown())
     print(f"table written to {options.write}")
     return OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .bench import doctor
+
+    return doctor.run(options.require, as_json=options.json)
 
 
 def _gpu_check(options: argparse.Namespace) -> int:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite
 from jepa_kernels.bench.cases import Provider
+from jepa_kernels.bench.energy import Meters, Unavailable
 from jepa_kernels.bench.errors import BenchInputError, require
 from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, REPORT, read_environment, read_results
 
@@ -45,10 +47,79 @@ def test_complete_run_leaves_everything(toy_run: Run) -> None:
 
 
 def test_missing_energy_is_null_with_a_reason(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jepa_kernels.bench.session.open_meter", lambda device: (None, "no counter here"))
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: Meters(None, "no counter here"))
     _, folder = toy_run()
     energy = read_results(folder)[0]["energy"]
     assert energy["joules_per_call"] is None and energy["reason"] == "no counter here"
+
+
+def test_energy_that_is_required_and_absent_ends_with_5_before_anything_runs(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: Meters(None, "no counter here"))
+    code, folder = toy_run(None, "--energy", "require")
+    error = capsys.readouterr().err
+    assert code == 5 and "no counter here" in error and "jepa-kernels doctor" in error and error.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_energy_switched_off_opens_no_meter(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: pytest.fail("opened"))
+    code, folder = toy_run(None, "--energy", "off")
+    assert code == 0 and read_results(folder)[0]["energy"]["reason"] == "switched off"
+
+
+class CountingMeter:
+    """40 W from the first reading on; refreshed at every reading, or never again after `reads` of them."""
+
+    source, scope, max_gap_s = "rapl", "CPU packages", 60.0
+
+    def __init__(self, reads: float = float("inf")) -> None:
+        self.left = reads
+
+    def restart(self) -> None:
+        """It has no state."""
+
+    def read(self) -> float:
+        self.left -= 1
+        if self.left < 0:
+            raise Unavailable("the counter went away")
+        return 40.0 * time.perf_counter()
+
+
+@pytest.fixture
+def short_energy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Energy is required, and its windows take no time."""
+    short = replace(suite.QUICK, energy="require", energy_windows=2, energy_window_s=0.05, energy_idle_s=0.05)
+    monkeypatch.setattr(suite, "QUICK", short)
+
+
+@pytest.mark.usefixtures("short_energy")
+def test_energy_of_a_run_reaches_its_records(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: Meters(CountingMeter()))
+    code, folder = toy_run()
+    assert code == 0
+    ours, theirs = read_results(folder)
+    assert ours["energy"]["mean_w"] == pytest.approx(40.0, rel=0.02)
+    assert ours["energy"]["ratios"].keys() == {"torch-add"} and theirs["energy"]["ratios"] == {}
+    phases = [w["phase"] for w in ours["timeline"]["windows"]]
+    assert phases == ["idle", *["energy"] * len(ours["energy"]["windows"]), "idle"]
+    assert ours["timeline"]["phase"].count("round") == suite.QUICK.timing.rounds
+    assert ours["energy_model"]["measured"] is False
+    environment = read_environment(folder)
+    assert environment["energy"]["source"] == "rapl" and environment["energy"]["update_s"] > 0
+
+
+@pytest.mark.usefixtures("short_energy")
+def test_required_energy_that_is_lost_on_the_way_keeps_the_times_and_exits_5(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: Meters(CountingMeter(30)))
+    code, folder = toy_run()
+    records = read_results(folder)
+    assert code == 5 and all(r["stats"] is not None for r in records)
+    assert records[0]["energy"]["joules_per_call"] is None and "went away" in records[0]["energy"]["reason"]
+    assert (folder / REPORT).is_file()
 
 
 def test_document_is_read_by_pytest_benchmark(toy_run: Run) -> None:

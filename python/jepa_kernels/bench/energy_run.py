@@ -97,11 +97,13 @@ def measure_cells(
         return
     try:
         _check(session)
-        options = energy.EnergyOptions(
-            session.suite.energy_windows, session.suite.energy_window_s, session.suite.energy_idle_s
-        )
         measured = energy.measure(
-            list(subjects.values()), session.meters, options, line, seed=session.suite.seed, budget_s=budget_s,
+            list(subjects.values()),
+            session.meters,
+            _options(session),
+            line,
+            seed=session.suite.seed,
+            budget_s=budget_s,
             stop=session.stop,
         )
     except energy.Unavailable as error:
@@ -125,6 +127,13 @@ def _check(session: Session) -> None:
         raise energy.Unavailable("interrupted")
     if session.meters.main is None:
         raise energy.Unavailable(session.meters.reason or "there is no meter")
+
+
+def _options(session: Session) -> energy.EnergyOptions:
+    suite, board = session.suite, session.meters.board
+    averaged = board is not None and board.power_kind() != "instant"
+    settle_s = 1.2 if averaged else min(0.5, suite.energy_window_s / 4)  # beyond the second that such a board averages over
+    return energy.EnergyOptions(suite.energy_windows, suite.energy_window_s, suite.energy_idle_s, settle_s)
 
 
 def _subject(cell: Cell, session: Session) -> energy.Subject:

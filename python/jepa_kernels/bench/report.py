@@ -80,7 +80,7 @@ def _render(
     jinja2, markup = require("jinja2"), require("markupsafe").Markup
     loader = jinja2.PackageLoader("jepa_kernels.bench", "templates")
     engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    engine.filters["svg"] = markup
+    engine.filters |= {"svg": markup, "duration": summary.seconds}
     energy_note = summary.energy_note(records)
     whole = [r for r in records if r["operator"] in STEPS]
     return str(

@@ -90,8 +90,8 @@ def run(options: RunOptions) -> int:
         torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
-    clip = load_clip(options.input)
     meters = energy_run.prepare(device, suite)
+    clip = load_clip(options.input)
     describe = partial(
         environment.describe,
         device=device,

@@ -1,11 +1,15 @@
-"""Why a reading is not there: a sentence for the reader, and a short flag for the record."""
+"""Why a reading is not there: a sentence for the reader, what mends it, and a short flag for the record."""
 
 from __future__ import annotations
 
 
 class Unavailable(Exception):
-    """A quantity cannot be read. `flag` is a word for records and filters, such as `mig` or `counter_reset`."""
+    """A quantity cannot be read: `what` is wrong, `fix` mends it, `reason` says both.
 
-    def __init__(self, reason: str, flag: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.flag = reason, flag
+    `flag` is a word for records and filters, such as `mig` or `counter_reset`.
+    """
+
+    def __init__(self, what: str, flag: str | None = None, fix: str | None = None) -> None:
+        self.what, self.flag, self.fix = what, flag, fix
+        self.reason = what if fix is None else f"{what}: {fix}"
+        super().__init__(self.reason)

@@ -106,11 +106,10 @@ def update_period(
     meter: Meter,
     now: Callable[[], float] = time.perf_counter,
     sleep: Callable[[float], object] = time.sleep,
-    limit_s: float = PERIOD_LIMIT_S,
 ) -> Period:
     """Median time between changes of the counter, from up to ten of them."""
     begin, value, changes = now(), meter.read(), list[float]()
-    while len(changes) < 11 and now() - begin < limit_s:
+    while len(changes) < 11 and now() - begin < PERIOD_LIMIT_S:
         sleep(POLL_S)
         found = meter.read()
         if found != value:

@@ -24,18 +24,21 @@ EVENTS = {
 }
 # What an NVML return code means for the user, and what mends it.
 MEANINGS = {
-    2: "NVML refuses the request (invalid argument): update the NVIDIA driver",
-    3: "this GPU does not offer it (the energy counter needs Volta or newer)",
-    4: "reading it is not permitted: ask the administrator of the machine or of the container",
-    6: "NVML does not know this GPU: make it visible to the container (--gpus all)",
-    9: "the NVIDIA kernel driver is not loaded: sudo modprobe nvidia, or reboot",
-    12: "libnvidia-ml.so.1 is not there: install the NVIDIA driver, or give the container the `utility` capability "
-    "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
-    13: "the NVIDIA driver is too old for it: update the driver",
-    15: "the GPU has fallen off the bus: reset it or reboot",
-    17: "the operating system refuses: /dev/nvidiactl is missing or not readable in this container",
-    18: "the driver's library and its kernel module have different versions: reboot to load the new module",
-    999: "NVML failed with an unknown error: see dmesg for a message of the NVIDIA driver",
+    2: ("NVML refuses the request (invalid argument)", "update the NVIDIA driver"),
+    3: ("this GPU does not offer it (the energy counter needs Volta or newer)", None),
+    4: ("reading it is not permitted", "ask the administrator of the machine or of the container"),
+    6: ("NVML does not know this GPU", "make it visible to the container (--gpus all)"),
+    9: ("the NVIDIA kernel driver is not loaded", "sudo modprobe nvidia, or reboot"),
+    12: (
+        "libnvidia-ml.so.1 is not there",
+        "install the NVIDIA driver, or give the container the `utility` capability "
+        "(NVIDIA_DRIVER_CAPABILITIES=compute,utility)",
+    ),
+    13: ("the NVIDIA driver is too old for it", "update the driver"),
+    15: ("the GPU has fallen off the bus", "reset it or reboot"),
+    17: ("the operating system refuses: /dev/nvidiactl is missing or not readable", "start the container with --gpus all"),
+    18: ("the driver's library and its kernel module have different versions", "reboot to load the new module"),
+    999: ("NVML failed with an unknown error", "see dmesg for a message of the NVIDIA driver"),
 }
 
 
@@ -44,22 +47,21 @@ def load() -> ModuleType:
     try:
         import pynvml
     except ModuleNotFoundError:
-        raise Unavailable("nvidia-ml-py is not installed (pip install 'jepa-kernels[bench]')", "no_nvml") from None
+        raise Unavailable("nvidia-ml-py is not installed", "no_nvml", "pip install 'jepa-kernels[bench]'") from None
     if not hasattr(pynvml, "nvmlDeviceGetFieldValues"):
-        raise Unavailable(
-            "the module pynvml is not NVIDIA's: pip uninstall pynvml, then pip install nvidia-ml-py", "no_nvml"
-        )
+        fix = "pip uninstall pynvml, then pip install nvidia-ml-py"
+        raise Unavailable("the module pynvml is not NVIDIA's", "no_nvml", fix)
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
-        raise Unavailable(f"NVML cannot be used: {meaning(error)}", "no_nvml") from error
+        raise failure(error, "NVML cannot be used: ", "no_nvml") from error
     return pynvml
 
 
-def meaning(error: Any) -> str:
+def failure(error: Any, prefix: str = "", flag: str | None = None) -> Unavailable:
     """What an NVMLError means and what mends it."""
-    code = getattr(error, "value", None)
-    return MEANINGS.get(code, f"NVML error {code}: {error}") if code is not None else str(error)
+    what, fix = MEANINGS.get(error.value, (f"NVML error {error.value}: {error}", None))
+    return Unavailable(prefix + what, flag, fix)
 
 
 def open_board(uuid: str) -> Board:
@@ -74,9 +76,9 @@ def open_board(uuid: str) -> Board:
             return Board(nvml, nvml.nvmlDeviceGetHandleByUUID(f"GPU-{bare}"))
     except nvml.NVMLError as error:
         if error.value not in (nvml.NVML_ERROR_NOT_FOUND, nvml.NVML_ERROR_INVALID_ARGUMENT):
-            raise Unavailable(f"GPU {uuid}: {meaning(error)}") from error
+            raise failure(error, f"GPU {uuid}: ") from error
         if not _is_instance(nvml, bare):
-            raise Unavailable(f"GPU {uuid}: {meaning(error)}") from error
+            raise failure(error, f"GPU {uuid}: ") from error
     raise Unavailable(MIG_REASON.format(f"MIG-{bare}"), "mig")
 
 
@@ -97,7 +99,7 @@ def boards() -> list[Board]:
     try:
         return [Board(nvml, nvml.nvmlDeviceGetHandleByIndex(index)) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError as error:
-        raise Unavailable(f"the GPUs cannot be listed: {meaning(error)}") from error
+        raise failure(error, "the GPUs cannot be listed: ") from error
 
 
 class Board:
@@ -111,7 +113,7 @@ class Board:
         try:
             return getattr(self._nvml, name)(self._handle, *arguments)
         except self._nvml.NVMLError as error:
-            raise Unavailable(meaning(error)) from error
+            raise failure(error) from error
 
     def _or_none(self, read: Callable[..., Any], *arguments: Any) -> Any:
         try:

@@ -10,7 +10,6 @@ from .errors import Unavailable
 
 ROOT = Path("/sys/class/powercap")
 MAX_PACKAGE_W = 1000.0  # where the kernel does not tell the most that a package may draw
-PERMISSION = "root alone may read {} (since CVE-2020-8694); to allow it until the next boot: sudo chmod a+r {}"
 
 
 class Zone:
@@ -97,7 +96,9 @@ def _open(root: Path, scope: str, label: str, pattern: str, now: Callable[[], fl
     try:
         return RaplCounter(scope, [Zone(folder, now) for folder in folders])
     except PermissionError as error:
-        raise Unavailable(PERMISSION.format(error.filename, error.filename), "permission") from error
+        what = f"root alone may read {error.filename} (since CVE-2020-8694)"
+        fix = f"sudo chmod a+r {root}/intel-rapl:*/energy_uj (until the next boot)"
+        raise Unavailable(what, "permission", fix) from error
     except (OSError, ValueError) as error:
         raise Unavailable(f"RAPL cannot be read: {error}") from error
 

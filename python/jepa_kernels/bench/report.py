@@ -156,7 +156,7 @@ def _shape(record: Record) -> str:
     return ", ".join([*parts, record["dtype"]])
 
 
-def _model(records: Sequence[Record]) -> list[tuple[str, ...]]:
+def _model(records: Sequence[Record]) -> list[tuple[str, str, str]]:
     """The energy model of each case: it depends on the work alone, so one row serves all providers."""
     rows = []
     for case_id, group in groupby(records, key=lambda r: r["case_id"]):

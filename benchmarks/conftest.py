@@ -15,7 +15,7 @@ import torch
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import runner
 from jepa_kernels.bench.cases import Case, Provider, Setting, all_cases
-from jepa_kernels.bench.session import choose_device
+from jepa_kernels.bench.devices import choose_device
 from jepa_kernels.bench.video import load_clip
 
 Measure = Callable[[Case, Provider], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from jepa_kernels.bench.errors import BenchInputError, require
 from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, REPORT, read_environment, read_results
 
 from .conftest import Run
-from .toys import toy_case
+from .toys import CEILINGS, toy_case
 
+SMALL_CACHE = replace(CEILINGS, last_level_cache_bytes=1 << 20)
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -196,7 +198,9 @@ def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
 
     code, folder = toy_run([toy_case(interrupted), toy_case(name="never")])
     assert code == 130
-    assert [r["case_id"] for r in read_results(folder)] == ["toy/double-fp32"] * 2
+    records = read_results(folder)
+    assert [(r["case_id"], r["status"]) for r in records] == [("toy/double-fp32", "interrupted")] * 2
+    assert all(r["stats"] is not None for r in records)
     assert (folder / REPORT).is_file() and not (folder / DOCUMENT).exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -213,6 +217,11 @@ def test_provider_glob_selects(toy_run: Run) -> None:
     assert [r["provider"] for r in read_results(folder)] == ["torch-add"]
 
 
+def test_device_that_is_not_there_exits_5(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _ = toy_run(None, "--device", "cuda:99")
+    assert code == 5 and "device cuda:99 is not there" in capsys.readouterr().err
+
+
 def suite_file(folder: Path, text: str) -> str:
     path = folder / "suite.toml"
     path.write_text(text)
@@ -226,7 +235,9 @@ def suite_file(folder: Path, text: str) -> str:
         (["--provider", "jk-metal"], "no provider matches 'jk-metal'; known: jk-cpu, torch-add"),
         (["--time-budget", "soon"], "--time-budget 'soon' is not a duration"),
         (["--device", "toaster"], "unknown device 'toaster'"),
-        (["--device", "cuda:99"], "device cuda:99 is not there"),
+        (["--clock", "device_graph"], "clock device_graph needs a GPU"),
+        (["--clock", "sundial"], "timing.clock 'sundial' is not one of"),
+        (["--tag", "nothing"], "no case has any of the tags nothing"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(
@@ -245,6 +256,7 @@ def test_mistakes_are_one_line_and_exit_2(
         ("[timing]\nrounds = 'many'", "timing.rounds must be int"),
         ("seed = true", "seed must be int"),
         ("case_budget_s = -1", "must not be negative"),
+        ("[timing]\ncache = 'lukewarm'", "timing.cache 'lukewarm' is not one of warm, cold"),
         ("cases = 'all'", "must be a list of strings"),
         ("name =", "is not TOML"),
         ("tags = ['nothing']", "no case has any of the tags nothing"),
@@ -280,6 +292,30 @@ def test_missing_package_names_the_extra() -> None:
 def test_suite_files_are_the_built_in_suites(name: str) -> None:
     loaded = suite.load_suite(ROOT / "benchmarks" / "suites" / f"{name}.toml")
     assert loaded == {"quick": suite.QUICK, "full": suite.FULL}[name]
+
+
+def test_dumped_suite_reads_back_the_same(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["bench", "run", "--quick", "--filter", "train_step/*", "--cache", "cold", "--dump-config"]
+    assert cli.main(arguments) == 0
+    loaded = suite.load_suite(Path(suite_file(tmp_path, capsys.readouterr().out)))
+    cold = replace(suite.QUICK.timing, cache="cold")
+    assert loaded == replace(suite.QUICK, cases=("train_step/*",), timing=cold)
+
+
+def test_dry_run_names_the_cells_and_the_time(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, output = toy_run(None, "--dry-run")
+    out = capsys.readouterr().out
+    assert code == 0 and not output.exists()
+    assert "toy/double-fp32: jk-cpu, torch-add" in out and re.search(r"1 cases on cpu: about \d+\.\d min", out)
+
+
+def test_cold_run_says_how_many_bytes_made_it_cold(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jepa_kernels.bench.session.measure_ceilings", lambda device, quick: SMALL_CACHE)
+    _, folder = toy_run(None, "--cache", "cold")
+    for record in read_results(folder):
+        assert record["cache"]["state"] == "cold"
+        assert record["cache"]["touched_bytes"] >= 3 * SMALL_CACHE.last_level_cache_bytes
+        assert record["samples"]["calls_per_sample"] == 1
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("4m", 240), ("1.5h", 5400)])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from jepa_kernels.bench.clocks import WallClock
 from jepa_kernels.bench.statistics import Ratio, paired_ratio, summarise
-from jepa_kernels.bench.timing import TimingOptions, WallClock, flags, interleave, warm_up
+from jepa_kernels.bench.timing import TimingOptions, flags, interleave, warm_up
 
 from .toys import VirtualMachine
 

@@ -15,10 +15,10 @@ import torch
 
 from .. import hardware
 from .ceilings import Ceilings, last_level_cache_bytes
+from .store import SCHEMA
 from .suite import Suite
 from .video import Clip
 
-SCHEMA = 1
 PACKAGES = ("jepa-kernels", "torch", "triton", "numpy", "scipy", "nvidia-ml-py", "pytest-benchmark")
 
 

@@ -14,15 +14,18 @@ from torch import Tensor
 
 from ..backends import BackendError
 from . import energy_run, telemetry
+from .cache import CacheState, eviction_for
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
+from .clocks import Clock, clock_for
 from .correctness import Check, check
 from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
+from .memory import Memory, peak_memory
 from .statistics import Summary, paired_ratio, summarise
 from .store import Record
 from .suite import Suite
-from .timing import Timed, clock_for, flags, interleave
+from .timing import Timed, flags, interleave
 
 
 @dataclass
@@ -44,6 +47,9 @@ class Session:
         """Whether the time budget of the whole run is spent."""
         return self.deadline is not None and time.perf_counter() >= self.deadline
 
+    def clock(self) -> Clock:
+        return clock_for(self.device, self.suite.timing.clock)
+
     def synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -59,6 +65,7 @@ class Cell:
     check: Check | None = None
     first_call_s: float | None = None
     timed: Timed | None = None
+    memory: Memory = Memory(None, "not timed")
     energy: EnergyReading = absent("not timed")
     timeline: dict[str, Any] | None = None
     machine_flags: list[str] = field(default_factory=list)
@@ -164,6 +171,9 @@ def _check_one(
     cell.check, cell.first_call_s = prepared.check, prepared.first_call_s
     if prepared.check.passed:
         cell.timed = Timed(cell.provider.name, prepared.call, cell.provider.context)
+        cell.timed.eviction = eviction_for(
+            session.suite.timing.cache, session.device, session.ceilings.last_level_cache_bytes
+        )
     else:
         cell.status, cell.error = "failed", f"wrong result: {prepared.check.message}"
 
@@ -193,7 +203,7 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: 
     timed = [cell.timed for cell in cells if cell.timed is not None]
     interleave(
         timed,
-        clock_for(session.device),
+        session.clock(),
         session.suite.timing,
         seed=session.suite.seed,
         budget_s=budget,
@@ -203,6 +213,9 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: 
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
+        elif cell.timed is not None and cell.timed.samples and not session.stop():
+            with cell.provider.context():
+                cell.memory = peak_memory(cell.timed.call, session.device)
 
 
 def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session) -> Record:
@@ -218,8 +231,8 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "status": cell.status,
         "flags": [],
         "error": cell.error,
-        "clock": clock_for(session.device).name,
-        "cache": "warm",
+        "clock": session.clock().name,
+        "cache": _cache(cell, session).as_dict(),
         "first_call_s": cell.first_call_s,
         "correctness": cell.check.as_dict() if cell.check else None,
         "work": asdict(work) if work else None,
@@ -227,6 +240,7 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "stats": None,
         "ratios": {},
         "rates": None,
+        "memory": cell.memory.as_dict(),
         "energy": cell.energy.as_dict(),
         "energy_model": modelled(work.flops, work.bytes, case.dtype, session.device.type).as_dict() if work else None,
         "timeline": cell.timeline,
@@ -237,13 +251,12 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         return record
     seconds = list(timed.samples.values())
     summary = summarise(seconds, session.suite.seed)
-    ratios = _ratios(timed, cells, session.suite.seed)
+    ratios = _ratios(timed, cells, case.peer, session.suite.seed)
     found = flags(summary, ratios.get(case.peer), session.suite.timing) + cell.machine_flags
     rates, above = _rates(summary, work, case.dtype, session.ceilings)
-    if session.stop():
-        found.append("interrupted")
+    status = "interrupted" if session.stop() else "inconclusive" if found else "ok"
     record |= {
-        "status": "inconclusive" if found else "ok",
+        "status": status,
         "flags": found + above + cell.machine_notes,
         "samples": {
             "seconds": seconds,
@@ -259,13 +272,19 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
     return record
 
 
-def _ratios(timed: Timed, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
-    """Speed-up over every PyTorch form that was timed in the same rounds."""
+def _cache(cell: Cell, session: Session) -> CacheState:
+    if cell.timed is not None and cell.timed.eviction is not None:
+        return cell.timed.eviction.state()
+    return CacheState("warm", 0, session.ceilings.last_level_cache_bytes)
+
+
+def _ratios(timed: Timed, cells: Sequence[Cell], peer: str, seed: int) -> dict[str, Any]:
+    """Speed-up over the peer and every PyTorch form that were timed in the same rounds."""
     found = {}
     for other in cells:
         if other.timed is None or other.timed is timed or other.status != "ok":
             continue
-        if other.provider.name.startswith("torch-"):
+        if other.provider.name.startswith("torch-") or other.provider.name == peer:
             ratio = paired_ratio(timed.samples, other.timed.samples, seed)
             if ratio is not None:
                 found[other.provider.name] = ratio

@@ -90,7 +90,8 @@ def test_slow_piece_is_stopped_with_its_children_and_leaves_the_others_their_sha
     code, found = check([python("slow", slow), python("late", "")], [python("quick", "")], budget_s=6.0)
     assert code == 4 and found["slow"][0] == "timeout" and found["late"][0] == "no time"
     assert found["quick"][0] == "passed"
-    assert not Path(f"/proc/{(tmp_path / 'pid').read_text()}").exists()
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    assert not status.exists() or "zombie" in status.read_text()  # dead, though nobody has asked for its exit code
 
 
 def test_called_again_it_goes_on_with_what_is_left(check: Check, tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def test_the_one_changed_kernel_is_named_under_drift(factor: float, verdict: str
 
 def test_five_percent_is_detected_with_a_threshold_of_two() -> None:
     found = compare(
-        records(EQUAL, seed=3), records(slower("toy/case0-fp32", "jk-cpu", 1.05), seed=4, drift=0.2), threshold=0.02
+        records(EQUAL, seed=3, noise=0.01),
+        records(slower("toy/case0-fp32", "jk-cpu", 1.05), seed=4, noise=0.01, drift=0.2),
+        threshold=0.02,
     )
     assert [c.case_id for c in found.verdicts(REGRESSED)] == ["toy/case0-fp32"]
 

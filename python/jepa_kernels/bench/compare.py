@@ -21,11 +21,12 @@ from .statistics import CONFIDENCE, bootstrap_medians
 from .store import Record
 
 # What must be equal for two runs to be held against each other.
-MACHINE = ("device", "hardware.cpu.name", "hardware.gpus", "system.threads", "power.limit_w")
+MACHINE = ("device", "hardware.cpu.name", "hardware.gpus", "system.threads", "energy.board.power_limit_w")
 SOFTWARE = ("versions.torch", "versions.triton", "versions.python", "versions.cuda", "input.sha256", "suite.seed")
 CEILINGS = ("copy_bytes_per_s", "fp32_flops_per_s", "bf16_flops_per_s")
 CEILING_SHIFT = 0.03
 MIN_CONTROLS = 4
+ALPHA = (1 - CONFIDENCE) / 2  # each side
 MAD_TO_DEVIATION = 1.4826
 IMPROVED, SAME, REGRESSED, INCONCLUSIVE = "improved", "same", "regressed", "inconclusive"
 THROTTLED = "throttl"  # in a flag: the clock of the device was held down while this was measured
@@ -110,7 +111,8 @@ def compare(
 ) -> Comparison:
     """Judge every cell that both runs timed; Holm's correction over all rows that are judged.
 
-    `regressed` when the ratio is above 1 + threshold with corrected p < 0.05, `improved` below its inverse, `same` when
+    `regressed` when the ratio is above 1 + threshold with corrected p < 0.05 (two-sided: at most one in twenty
+    comparisons of equal runs shows any change), `improved` when it is below the inverse of that, `same` when
     the 95 % interval lies within both, `inconclusive` otherwise. `absolute` judges raw times, PyTorch's rows included.
     Raises `BenchInputError` when no cell was timed in both.
     """
@@ -229,9 +231,9 @@ def _judge(shifts: Sequence[_Shift], threshold: float, noise: float) -> list[Cha
         verdict, note = INCONCLUSIVE, _note(shift)
         if THROTTLED in note:
             note = f"{note}: not judged"
-        elif slower.get(i, 1.0) < 1 - CONFIDENCE:
+        elif slower.get(i, 1.0) < ALPHA:
             verdict = REGRESSED
-        elif faster.get(i, 1.0) < 1 - CONFIDENCE:
+        elif faster.get(i, 1.0) < ALPHA:
             verdict = IMPROVED
         elif -limit <= low and high <= limit:
             verdict = SAME

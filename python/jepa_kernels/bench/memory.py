@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -39,6 +40,7 @@ def _on_gpu(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def _on_cpu(call: Callable[[], Any]) -> int:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler writes two lines a call to the terminal
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         result = call()
         del result

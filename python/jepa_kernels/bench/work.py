@@ -21,16 +21,20 @@ def patch_embed_bytes(
     return pixels + (patch_values + 1) * dim * weight_bytes + tokens * dim * out_bytes
 
 
-def attention_flops(visible_pairs: int, heads: int, head_dim: int, *, backward: bool = False) -> float:
-    """4 * d * visible query-key pairs * heads; forward and backward together are 3.5 times that."""
-    return 4 * head_dim * visible_pairs * heads * (3.5 if backward else 1)
+def attention_flops(
+    visible_pairs: int, heads: int, head_dim: int, *, forward: bool = True, backward: bool = False
+) -> float:
+    """4 * d * visible query-key pairs * heads for the forward, 2.5 times that for the backward."""
+    return 4 * head_dim * visible_pairs * heads * ((1 if forward else 0) + (2.5 if backward else 0))
 
 
-def attention_bytes(tokens: int, heads: int, head_dim: int, *, value_bytes: int, backward: bool = False) -> int:
+def attention_bytes(
+    tokens: int, heads: int, head_dim: int, *, value_bytes: int, forward: bool = True, backward: bool = False
+) -> int:
     """Q + K + V + O + fp32 log-sum-exp; backward reads them and dO again and writes dQ, dK, dV."""
     rows = tokens * heads
-    forward = rows * (4 * head_dim * value_bytes + 4)
-    return forward + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
+    moved = rows * (4 * head_dim * value_bytes + 4) if forward else 0
+    return moved + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
 
 
 def frame_causal_pairs(frames: int, tokens_per_frame: int) -> int:

@@ -153,13 +153,17 @@ def _kernel_setup(inputs: StepInputs) -> Callable[[], Tensor]:
     return step
 
 
-def _eager_setup(inputs: StepInputs, *, double: bool = False) -> Callable[[], Tensor]:
+def _eager_setup(
+    inputs: StepInputs, *, double: bool = False, fused: bool = False, compiled: bool = False
+) -> Callable[[], Tensor]:
     from ...models import configs
 
     model = eager.EagerVJEPA2(inputs.config)
     model.load_state_dict(inputs.state)
     model.to(inputs.clips.device, torch.float64 if double else torch.float32)
-    optimizer = model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY)
+    if compiled:
+        model.compile(dynamic=False)
+    optimizer = model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY, fused=fused)
     return partial(
         eager.train_step,
         model,
@@ -188,22 +192,31 @@ def _eager_losses(inputs: StepInputs, *, double: bool = False) -> list[Tensor]:
     return _losses(step, step())
 
 
-def _providers(device: torch.device) -> list[Provider]:
-    return [
+def _eager_provider(name: str, about: str, *, fused: bool = False, compiled: bool = False) -> Provider:
+    setup = partial(_eager_setup, fused=fused, compiled=compiled)
+    return Provider(name, _run, setup, outputs=_losses, about=about)
+
+
+def _providers(compiled: bool, device: torch.device) -> list[Provider]:
+    found = [
         *kernel_providers(OPERATORS, device, _run, setup=_kernel_setup, outputs=_losses),
-        Provider("torch-eager", _run, _eager_setup, outputs=_losses, about="eager, in the official form"),
+        _eager_provider("torch-eager", "eager, in the official form"),
+        _eager_provider("torch-eager-fused", "the same, AdamW(fused=True)", fused=True),
     ]
+    if compiled:
+        found.append(_eager_provider("torch-compile", "model compiled, AdamW(fused=True)", fused=True, compiled=True))
+    return found
 
 
 def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
-    """One train-step case; the name gains its batch."""
+    """One train-step case; the name gains its batch. Compiling takes longer than a quick run has."""
     return Case(
         operator="train_step",
         name=f"{name}-b{shape.batch}",
         dtype=dtype,
         shape=dict(vars(shape)),
         make_inputs=partial(_inputs, shape, dtype),
-        providers=_providers,
+        providers=partial(_providers, "quick" not in tags),
         work=_work,
         reference=partial(_eager_losses, double=True),
         low_precision=_eager_losses,

@@ -30,7 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     support.set_defaults(handler=_support)
     check = commands.add_parser(
         "gpu-check",
-        help="everything that needs a GPU, from a source tree: tests, sanitizer, benchmark; one results folder",
+        help="everything that needs a GPU, from a source tree: build, tests, benchmark, sanitizer; one results folder, "
+        "with which the same command goes on",
         epilog="Exit codes: 0 all passed, 2 usage, 4 a step failed or ran out of time, 5 no NVIDIA GPU.",
     )
     check.add_argument("--budget", default="9m", metavar="TIME", help="limit of the whole check, such as 9m (default)")
@@ -169,7 +170,7 @@ def _gpu_check(options: argparse.Namespace) -> int:
     budget_s = parse_duration("--budget", options.budget)
     if not options.tests.is_dir():
         raise BenchInputError(f"--tests {options.tests} is not a folder; run gpu-check from the source tree")
-    return gpu_check.run(budget_s, options.output, options.tests)
+    return gpu_check.run(budget_s, options.output, options.tests.resolve().parent)
 
 
 def _suite(options: argparse.Namespace) -> Any:

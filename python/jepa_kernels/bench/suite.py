@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class Suite:
     tags: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()  # globs of the cases to measure first, in this order
     seed: int = 0
     case_budget_s: float = 60.0
     time_budget_s: float = 0.0  # of the whole run; 0 is no limit
@@ -41,7 +43,14 @@ class Suite:
                 raise BenchInputError(f"suite {self.name!r}: timing.{name} {value!r} is not one of {', '.join(known)}")
 
     def chosen(self) -> list[Case]:
-        """The cases that carry any of the tags and match any of the globs."""
+        """The cases that carry any of the tags and match any of the globs, those with priority first."""
+        return sorted(self._selected(), key=self._place)
+
+    def _place(self, case: Case) -> int:
+        matching = (place for place, glob in enumerate(self.priority) if fnmatchcase(case.id, glob))
+        return next(matching, len(self.priority))
+
+    def _selected(self) -> list[Case]:
         if self.own:
             return select(load_cases(Path(self.own)), self.cases)
         tagged = [c for c in all_cases() if not self.tags or c.tags & set(self.tags)]

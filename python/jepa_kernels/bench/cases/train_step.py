@@ -107,7 +107,7 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
 
 
 def _work(inputs: StepInputs) -> Work:
-    """Matrix products of the blocks and patch embeddings; bytes of the optimiser and the EMA on the weights."""
+    """Matrix products of blocks, patch embeddings and the predictor's ends; bytes of the optimiser and the EMA on the weights."""
     shape, config = inputs.shape, inputs.config
     frames, rows, columns = shape.grid
     tokens = frames * rows * columns
@@ -126,6 +126,7 @@ def _work(inputs: StepInputs) -> Work:
         flops += formulas.transformer_flops(
             batch * both, batch * both**2, config.predictor_dim, config.predictor_depth, backward=True
         )
+        flops += 3 * 2 * batch * both * config.dim * config.predictor_dim  # context into, targets out of the predictor
     trained = sum(v.numel() for k, v in inputs.state.items() if not k.startswith("target_encoder."))
     encoder = sum(v.numel() for k, v in inputs.state.items() if k.startswith("encoder."))
     return Work(flops, 28 * trained + formulas.ema_bytes(encoder), batch, batch * tokens)

@@ -109,6 +109,7 @@ def strip(name: str, cells: Sequence[Record]) -> str:
                 label=f"{r['provider']} ({summary.seconds(median)})",
             )  # fmt: skip
         axes.axhline(0, color=INK, linewidth=0.6)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("round")
         axes.set_ylabel("% from its median")
         axes.grid(True)

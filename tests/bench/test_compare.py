@@ -228,3 +228,8 @@ def test_sleep_in_one_kernel_is_named(toy_run: Any, tmp_path: Path, capsys: pyte
     assert cli.main(["bench", "compare", *folders, "--force"]) == 1
     out = capsys.readouterr().out
     assert "REGRESSED toy/two-fp32 jk-cpu" in out and "REGRESSED toy/one" not in out
+    assert cli.main(["bench", "compare", *folders, "--force", "--confirm"]) == 1  # it still sleeps
+    toy_run([toy_case(name=name) for name in names])  # mended
+    capsys.readouterr()
+    assert cli.main(["bench", "compare", *folders, "--force", "--confirm"]) == 0
+    assert "not confirmed by a second measurement" in capsys.readouterr().out

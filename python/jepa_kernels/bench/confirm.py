@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ def confirm(found: Comparison, base: Path, head: Path, **options: Any) -> Compar
         suite=suite, output=head.parent / f"{head.name}-confirm", device=before["device"],
         input=Path(given) if given else None,
     )  # fmt: skip
-    session.run(run)
+    with redirect_stdout(sys.stderr):  # stdout is the comparison's
+        session.run(run)
     again = max(run.output.iterdir(), key=lambda folder: folder.stat().st_mtime)
     return merge(found, compare_text.load(base, again, **options))
 

@@ -73,6 +73,29 @@ def test_scatter_of_the_controls_widens_every_interval() -> None:
     assert found.run_noise > 0.15 and not found.verdicts(REGRESSED)
 
 
+def test_case_that_something_disturbed_is_not_blamed_on_a_kernel() -> None:
+    """In one case of the second run everything became slower, ours most: another process took the memory's bandwidth."""
+    disturbed = slower("toy/case3-fp32", "jk-cpu", 7.0)
+    for name in ("torch-a", "torch-b", "torch-c"):
+        disturbed["toy/case3-fp32"][name] *= 2.5
+    found = compare(records(EQUAL, seed=7), records(disturbed, seed=8))
+    assert not found.verdicts(REGRESSED)
+    assert [c.case_id for c in found.verdicts(INCONCLUSIVE)] == ["toy/case3-fp32"]
+
+
+def test_without_its_peer_a_row_is_judged_by_what_raw_times_do_between_the_runs() -> None:
+    def lost(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        gone = {"stats": None, "samples": None, "status": "failed"}
+        return [c | gone if c["provider"] == "torch-a" and c["case_id"] == "toy/case3-fp32" else c for c in cells]
+
+    head = lost(records(slower("toy/case3-fp32", "jk-cpu", 1.1), seed=2, shift=1.4))
+    (change,) = [
+        c for c in compare(lost(records(EQUAL, seed=1)), head).changes
+        if (c.case_id, c.provider) == ("toy/case3-fp32", "jk-cpu")
+    ]  # fmt: skip
+    assert (change.measure, change.verdict) == ("time", INCONCLUSIVE) and change.ci_low < 1
+
+
 def test_noisy_cells_are_inconclusive() -> None:
     found = compare(records(EQUAL, seed=9, noise=0.25), records(EQUAL, seed=10, noise=0.25))
     assert len(found.verdicts(INCONCLUSIVE)) == len(EQUAL)

@@ -3,7 +3,8 @@
 Rounds pair providers within a run, not across runs. So a provider of ours is judged by its ratio to the PyTorch form
 that both runs timed in the same rounds: what the machine did to all of them cancels. PyTorch's own rows, which nobody
 changed, are the controls: the scatter of their ratios tells what differs between two runs beyond sampling, and widens
-every interval.
+every interval. Where the controls of one case moved apart from those of the others, something disturbed that case, and
+its intervals widen by as much.
 """
 
 from __future__ import annotations
@@ -131,7 +132,7 @@ def compare(
     known = {(r["case_id"], r["provider"]): r for r in head}
     lost = [key for key in olds if key not in news]
     return Comparison(
-        changes=_judge(shifts, threshold, noise),
+        changes=_judge(shifts, threshold, _noise_of(shifts, noise)),
         warnings=[*warnings, *(f"{_name(key)}: clock, cache state or shape differs; not compared" for key in unequal)],
         broken=[_name(k) for k in lost if k in known and known[k]["status"] in ("failed", "oom")],
         missing=[_name(k) for k in lost if k not in known or known[k]["status"] not in ("failed", "oom")],
@@ -217,10 +218,27 @@ def _run_noise(
     return math.sqrt(max(total**2 - sampling**2, 0.0))
 
 
-def _judge(shifts: Sequence[_Shift], threshold: float, noise: float) -> list[Change]:
+def _noise_of(shifts: Sequence[_Shift], run_noise: float) -> list[float]:
+    """Each row's standard deviation between runs: of ratios or of raw times, and what disturbed its case alone."""
+    controls = [s for s in shifts if s.control and s.measure == "time"]
+    if not controls:
+        return [run_noise] * len(shifts)
+    middle = float(np.median([c.log for c in controls]))
+    disturbed: dict[str, float] = {}
+    for c in controls:
+        beyond = math.sqrt(max((c.log - middle) ** 2 - c.error**2, 0.0))
+        disturbed[c.base["case_id"]] = max(disturbed.get(c.base["case_id"], 0.0), beyond)
+    raw = MAD_TO_DEVIATION * float(np.median([abs(c.log) for c in controls])) if len(controls) >= MIN_CONTROLS else 0.0
+    return [
+        math.hypot(raw if s.measure == "time" and not s.control else run_noise, disturbed.get(s.base["case_id"], 0.0))
+        for s in shifts
+    ]
+
+
+def _judge(shifts: Sequence[_Shift], threshold: float, noise: Sequence[float]) -> list[Change]:
     stats = require("scipy.stats")
     limit = math.log1p(threshold)
-    errors = [max(math.hypot(s.error, noise), 1e-12) for s in shifts]
+    errors = [max(math.hypot(s.error, extra), 1e-12) for s, extra in zip(shifts, noise, strict=True)]
     judged = [i for i, s in enumerate(shifts) if not s.control]
     slower = _holm({i: float(stats.t.sf((shifts[i].log - limit) / errors[i], shifts[i].rounds - 1)) for i in judged})
     faster = _holm({i: float(stats.t.sf((-limit - shifts[i].log) / errors[i], shifts[i].rounds - 1)) for i in judged})

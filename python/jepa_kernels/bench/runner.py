@@ -16,7 +16,7 @@ from ..backends import BackendError
 from . import energy as energies
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
-from .correctness import Check, check
+from .correctness import UNCHECKED, Check, check
 from .errors import BenchInputError
 from .statistics import Summary, paired_ratio, summarise
 from .store import Record
@@ -178,7 +178,7 @@ def prepare(
         synchronise()
         first_call_s = time.perf_counter() - begin
         outputs = provider.outputs(state, result)
-    outcome = check(outputs, reference, low_precision, case.tolerance)
+    outcome = UNCHECKED if provider.yardstick else check(outputs, reference, low_precision, case.tolerance)
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
@@ -251,12 +251,12 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
 
 
 def _ratios(timed: Timed, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
-    """Speed-up over every PyTorch form that was timed in the same rounds."""
+    """Speed-up over every PyTorch form and yardstick that was timed in the same rounds."""
     found = {}
     for other in cells:
         if other.timed is None or other.timed is timed or other.status != "ok":
             continue
-        if other.provider.name.startswith("torch-"):
+        if other.provider.name.startswith("torch-") or other.provider.yardstick:
             ratio = paired_ratio(timed.samples, other.timed.samples, seed)
             if ratio is not None:
                 found[other.provider.name] = ratio

@@ -192,8 +192,8 @@ class EagerVJEPA2(nn.Module):
             losses.append((predicted - gather_tokens(h, target_ids)).abs().mean())
         return torch.stack(losses).mean()
 
-    def make_optimizer(self, lr: float, weight_decay: float) -> torch.optim.AdamW:
-        """AdamW with its defaults; biases and 1-D parameters are not decayed."""
+    def make_optimizer(self, lr: float, weight_decay: float, *, fused: bool = False) -> torch.optim.AdamW:
+        """AdamW with its defaults, or fused; biases and 1-D parameters are not decayed."""
         decayed: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
         for module in (self.encoder, self.predictor):
@@ -203,7 +203,7 @@ class EagerVJEPA2(nn.Module):
             {"params": decayed, "weight_decay": weight_decay},
             {"params": other, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:

@@ -58,7 +58,7 @@ def ema_bytes(elements: int, *, online_bytes: int = 4, target_bytes: int = 4) ->
 
 
 def adamw_ema_flops(elements: int) -> int:
-    """20 per element: moments 7, bias correction, root and quotient 6, decay and step 4, EMA 3."""
+    """20 per element: norm 2, scaling 1, moments 7, bias correction, root and quotient 5, decay and step 2, EMA 3."""
     return 20 * elements
 
 
@@ -78,9 +78,9 @@ def transformer_flops(
 
 
 def jepa_loss_flops(tokens: int, dim: int, *, backward: bool = False) -> int:
-    """12 per element: two sums of the norm (4), the normalised value (2), difference and penalty (2), gradient; backward
-    computes the norm again."""
-    return (8 + (12 if backward else 0)) * tokens * dim
+    """8 per element: two sums of the norm (4), the normalised value (2), difference, sum of the penalty; backward has the
+    norm and the difference again, and a factor. Absolute values and signs are no FLOPs."""
+    return (8 + (8 if backward else 0)) * tokens * dim
 
 
 def jepa_loss_bytes(tokens: int, dim: int, *, value_bytes: int, backward: bool = False) -> int:
@@ -89,10 +89,10 @@ def jepa_loss_bytes(tokens: int, dim: int, *, value_bytes: int, backward: bool =
 
 
 def sigreg_flops(sets: int, samples: int, dim: int, slices: int, points: int) -> int:
-    """Forward and backward: two matrix products, and per sample and slice 6 and 8 a point after the first and 2 x 30 for the sine
-    and cosine."""
+    """Forward and backward: two matrix products, and per sample and slice 2 x 30 for the sine and cosine of the first angle and,
+    a point after the first, 6 and 6 to turn by that angle, 2 for the sums and 4 for the gradient."""
     projections = sets * samples * slices
-    return projections * (4 * dim + 14 * (points - 1) + 60)
+    return projections * (4 * dim + 18 * (points - 1) + 60)
 
 
 def sigreg_bytes(sets: int, samples: int, dim: int, slices: int, *, value_bytes: int) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import attention_peers
 from .. import work as formulas
 from ..eager_vjepa2 import rotate_queries_or_keys
 from ..providers import kernel_providers
@@ -238,6 +239,29 @@ def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
     return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
 
 
+def _with_backends(base: Provider, device: torch.device) -> list[Provider]:
+    return [base, *attention_peers.sdpa_backends(base, device)]
+
+
+def _flex_peers(compiled: bool, device: torch.device) -> list[Provider]:
+    """FlexAttention with the rule as a block mask, built ahead; it compiles, so a quick run leaves it out."""
+    if not compiled:
+        return []
+    why = attention_peers.flex_runs(device)
+    attend = partial(_flex, compiled=True)
+    return [_peer("torch-flex", attend, _blocks, supports=lambda _x: why, about="FlexAttention, block mask")]
+
+
+def _blocks(inputs: AttentionInputs) -> AttentionInputs:
+    shape = inputs.shape
+    blocks = attention_peers.frame_causal_blocks(shape.tokens, shape.tokens // shape.causal_frames, inputs.qkv.device)
+    return replace(inputs, extra={"blocks": blocks})
+
+
+def _flex(inputs: AttentionInputs, *, compiled: bool) -> Tensor:
+    return attention_peers.flex(*inputs.split(), inputs.extra["blocks"], compiled=compiled)
+
+
 def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provider]:
     setup = partial(_with_forward, _with_arguments, _kernel)
     kernels = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup)
@@ -247,10 +271,11 @@ def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provi
         return [*kernels, _peer("torch-sdpa-padded", _sdpa, _padded, outputs=_unpad, about="padded, key mask")]
     if shape.causal_frames:
         about = "dense boolean mask, the official form"
-        return [*kernels, _peer("torch-sdpa-bool-mask", _sdpa, _bool_mask, about=about)]
+        peers = _with_backends(_peer("torch-sdpa-bool-mask", _sdpa, _bool_mask, about=about), device)
+        return [*kernels, *peers, *_flex_peers(compiled, device)]
     if shape.grid is not None:
         return [*kernels, *_rope_peers(device.type == "cuda", compiled)]
-    return [*kernels, _peer("torch-sdpa", _sdpa)]
+    return [*kernels, *_with_backends(_peer("torch-sdpa", _sdpa), device)]
 
 
 def make_case(name: str, shape: Shape, dtype: str, peer: str, tags: set[str]) -> Case:

@@ -21,10 +21,13 @@ from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite
 from jepa_kernels.bench.cases import Provider
 from jepa_kernels.bench.energy import Meters, Unavailable
+from jepa_kernels.bench.energy.nvml import open_board
 from jepa_kernels.bench.errors import BenchInputError, require
 from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, REPORT, read_environment, read_results
+from jepa_kernels.bench.telemetry import GpuProbe
 
 from .conftest import Run
+from .fake_nvml import UUID, FakeBoard, FakeLibrary, VirtualTime, install
 from .toys import CEILINGS, toy_case
 
 SMALL_CACHE = replace(CEILINGS, last_level_cache_bytes=1 << 20)
@@ -85,6 +88,24 @@ class CountingMeter:
         if self.left < 0:
             raise Unavailable("the counter went away")
         return 40.0 * time.perf_counter()
+
+
+def test_throttling_during_one_provider_makes_that_one_inconclusive(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = FakeBoard(VirtualTime(), throttle_ns={270: 0})
+    install(monkeypatch, FakeLibrary(board))
+    monkeypatch.setattr("jepa_kernels.bench.energy_run.probe_for", lambda *_: (GpuProbe(open_board(UUID)), None))
+
+    def heats(x: torch.Tensor) -> torch.Tensor:
+        board.throttle_ns[270] += 1000
+        return x * 2
+
+    _, folder = toy_run([toy_case(heats)])
+    ours, theirs = read_results(folder)
+    assert ours["status"] == "inconclusive" and any(flag.startswith("throttled") for flag in ours["flags"])
+    assert not any(flag.startswith("throttled") for flag in theirs["flags"])
+    assert ours["timeline"]["throttled_s"]["hardware_thermal"] > 0 and ours["timeline"]["sm_mhz"]
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from jepa_kernels.bench import attention_peers
 from jepa_kernels.bench.cases import Provider
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_sees_what_the_dense_mask_shows() -> None:
     q, k, v = torch.randn(3, 1, 2, 12, 16).unbind()
     frame = torch.arange(12) // 4

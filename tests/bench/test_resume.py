@@ -171,3 +171,12 @@ def test_folder_that_cannot_be_written_exits_2(toy_run: Run, capsys: pytest.Capt
         patch.setattr("jepa_kernels.bench.store.write_atomic", denied)
         assert cli.main(["bench", "run", "--resume", str(folder)]) == 2
     assert "cannot be written: Permission denied" in capsys.readouterr().err
+
+
+def test_interrupt_while_steps_are_profiled_still_reports(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jepa_kernels.bench.session._profile_steps", interrupted)
+    code, folder = toy_run()
+    assert code == 0 and (folder / REPORT).is_file() and (folder / DOCUMENT).is_file()

@@ -116,6 +116,7 @@ def forest(records: Sequence[Record]) -> str | None:
         axes.set_yticks(ticks, [record["provider"] for record in compared], fontsize=8)
         axes.set_ylim(position + 0.7, 0.4)
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", top=True, labeltop=True)  # a long plot is read from either end
         axes.spines["left"].set_visible(False)
         _ratio_axis(axes, [r["ratios"][r["peer"]] for r in compared])
         axes.grid(True, axis="x")

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,7 +122,8 @@ def run(options: RunOptions) -> int:
     try:
         measured = _measure(left, session, store, stop)
         if not stop():
-            _profile_steps(left, measured, session, store.folder, options)
+            with suppress(KeyboardInterrupt):  # what was measured is still reported
+                _profile_steps(left, measured, session, store.folder, options)
     finally:
         store.close()
     return _finish(resume.in_suite_order([*done, *measured], cases), suite, described, store, stop)

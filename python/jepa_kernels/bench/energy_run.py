@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import energy, telemetry
+from .clocks import DeviceGraphClock
 from .errors import BenchInputError
 from .statistics import paired_ratio
 from .store import Record
@@ -138,8 +138,13 @@ def _options(session: Session) -> energy.EnergyOptions:
 
 def _subject(cell: Cell, session: Session) -> energy.Subject:
     assert cell.timed is not None
-    seconds = median(cell.timed.samples.values())
-    load: Callable[[], Any] = partial(energy.load_for, session.device, cell.timed.call, seconds)
+    seconds, clock, call = median(cell.timed.samples.values()), session.clock(), cell.timed.call
+
+    def load() -> energy.Load:
+        # What is timed without launches is fed without them too: gaps would add the idle device's joules.
+        fed = clock.replay(call) if isinstance(clock, DeviceGraphClock) else call
+        return energy.load_for(session.device, fed, seconds)
+
     return energy.Subject(cell.provider.name, load, cell.timed.context)
 
 

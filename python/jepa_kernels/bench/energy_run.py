@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "require", "off")
 NO_ENERGY = 5  # exit code of --energy require where there is none
-UNITS = {"train_step": "step", "patch_embed": "clip"}  # what a sample of these operators is called
 
 
 class EnergyRequiredError(BenchInputError):
@@ -113,7 +112,7 @@ def measure_cells(
         for cell in timed:
             subject = subjects[id(cell)]
             ratios = _ratios(subject, cells, subjects, session.suite.seed)
-            found = energy.reading(subject, session.meters, measured, line, work, UNITS.get(case.operator))
+            found = energy.reading(subject, session.meters, measured, line, work, unit(case))
             cell.energy = energy.with_ratios(found, ratios)
             windows[id(cell)] = energy.spans(subject, measured, line.begin)
     for cell in timed:
@@ -127,6 +126,15 @@ def _check(session: Session) -> None:
         raise energy.Unavailable("interrupted")
     if session.meters.main is None:
         raise energy.Unavailable(session.meters.reason or "there is no meter")
+
+
+def unit(case: Case) -> str | None:
+    """What the energy of a case is told per, beside call, sample and token: a step (and its clips), a clip or an image."""
+    if case.operator == "train_step":
+        return "step"
+    if case.operator != "patch_embed":
+        return None
+    return "clip" if int(case.shape["frames"]) > 1 else "image"
 
 
 def _options(session: Session) -> energy.EnergyOptions:

@@ -244,7 +244,7 @@ def _check_resume(options: argparse.Namespace) -> None:
     """A resumed run keeps its own options: others are a mistake, not a wish."""
     from .bench.errors import BenchInputError
 
-    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "no_profile")
+    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if options.device != "auto":
         given.append("--device")

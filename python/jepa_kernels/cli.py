@@ -61,6 +61,9 @@ def _add_doctor(commands: Any) -> None:
         help="what can be measured on this machine, what cannot, why, and what mends it",
         epilog="Exit codes: 0 examined, 2 usage, 5 something required cannot be measured here.",
     )
+    doctor.add_argument(
+        "--energy", action="store_true", help="also check that the energy adds up under a load: a minute on an idle machine"
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument(
         "--require", action="append", default=[], choices=("energy", "gpu"), help="end with code 5 where it is missing"
@@ -160,7 +163,7 @@ def _support(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from .bench import doctor
 
-    return doctor.run(options.require, as_json=options.json)
+    return doctor.run(options.require, as_json=options.json, check=options.energy)
 
 
 def _gpu_check(options: argparse.Namespace) -> int:
@@ -241,7 +244,7 @@ def _check_resume(options: argparse.Namespace) -> None:
     """A resumed run keeps its own options: others are a mistake, not a wish."""
     from .bench.errors import BenchInputError
 
-    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "no_profile")
+    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if options.device != "auto":
         given.append("--device")

@@ -284,7 +284,8 @@ def _ratios(timed: Timed, cells: Sequence[Cell], peer: str, seed: int) -> dict[s
     for other in cells:
         if other.timed is None or other.timed is timed or other.status != "ok":
             continue
-        if other.provider.name.startswith("torch-") or other.provider.name == peer or other.provider.yardstick:
+        name, yardstick = other.provider.name, other.provider.yardstick
+        if name.startswith("torch-") or name == peer or yardstick:
             ratio = paired_ratio(timed.samples, other.timed.samples, seed)
             if ratio is not None:
                 found[other.provider.name] = ratio

@@ -220,25 +220,6 @@ def _rope_peers(promote: bool, compiled: bool) -> list[Provider]:
     return found
 
 
-def _same_length(inputs: AttentionInputs) -> AttentionInputs:
-    """No mask; a ragged batch becomes as many sequences of one length, the root mean square: the same FLOPs."""
-    shape = inputs.shape
-    if not shape.lengths:
-        return replace(inputs, extra={})
-    length = round((formulas.ragged_pairs(shape.lengths) / len(shape.lengths)) ** 0.5)
-    qkv = inputs.qkv.new_empty(len(shape.lengths), length, 3, shape.heads, shape.head_dim).normal_()
-    upstream = torch.randn_like(qkv[:, :, 0]).transpose(1, 2)
-    return replace(inputs, qkv=qkv.requires_grad_(shape.backward), upstream=upstream, extra={})
-
-
-def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
-    """Our own attention without the mask: what its structure should save can be read off the ratio."""
-    setup = partial(_with_forward, _same_length, _kernel)
-    about = "sequences of equal length, the same FLOPs" if shape.lengths else "no mask, the same tokens"
-    found = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup, about=about, yardstick=True)
-    return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
-
-
 def _with_backends(base: Provider, device: torch.device) -> list[Provider]:
     return [base, *attention_peers.sdpa_backends(base, device)]
 
@@ -260,6 +241,25 @@ def _blocks(inputs: AttentionInputs) -> AttentionInputs:
 
 def _flex(inputs: AttentionInputs, *, compiled: bool) -> Tensor:
     return attention_peers.flex(*inputs.split(), inputs.extra["blocks"], compiled=compiled)
+
+
+def _same_length(inputs: AttentionInputs) -> AttentionInputs:
+    """No mask; a ragged batch becomes as many sequences of one length, the root mean square: the same FLOPs."""
+    shape = inputs.shape
+    if not shape.lengths:
+        return replace(inputs, extra={})
+    length = round((formulas.ragged_pairs(shape.lengths) / len(shape.lengths)) ** 0.5)
+    qkv = inputs.qkv.new_empty(len(shape.lengths), length, 3, shape.heads, shape.head_dim).normal_()
+    upstream = torch.randn_like(qkv[:, :, 0]).transpose(1, 2)
+    return replace(inputs, qkv=qkv.requires_grad_(shape.backward), upstream=upstream, extra={})
+
+
+def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
+    """Our own attention without the mask: what its structure should save can be read off the ratio."""
+    setup = partial(_with_forward, _same_length, _kernel)
+    about = "sequences of equal length, the same FLOPs" if shape.lengths else "no mask, the same tokens"
+    found = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup, about=about, yardstick=True)
+    return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
 
 
 def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provider]:

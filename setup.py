@@ -29,6 +29,7 @@ PACKAGES = {
     "jepa_kernels.bench.cases": "python/jepa_kernels/bench/cases",
     "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
+    "jepa_kernels.integrations": "python/jepa_kernels/integrations",
     "jepa_kernels.models": "python/jepa_kernels/models",
     "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.optim": "python/jepa_kernels/optim",

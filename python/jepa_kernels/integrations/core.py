@@ -8,7 +8,7 @@ from torch import nn
 
 from . import swap
 from .report import Entry, Report
-from .targets import Target, all_targets, parameter_names
+from .targets import Target, all_targets, nothing_to_replace, parameter_names
 from .verify import disagreement, outputs_of, probe_reason
 
 
@@ -93,6 +93,8 @@ def _patch(model: nn.Module) -> Report:
             report.already.append(Entry(*entry, target.code_base, target.what, module))
         elif names & {cls.__name__ for cls in type(module).__mro__}:
             target, reason = _choose(module, parents.get(id(module)), names)
+            if target is None and reason is None:
+                continue
             if target is not None and reason is None:
                 swap.swap(module, target)
                 report.replaced.append(Entry(*entry, target.code_base, target.what, module))
@@ -102,7 +104,10 @@ def _patch(model: nn.Module) -> Report:
 
 
 def _choose(module: nn.Module, parent: nn.Module | None, names: set[str]) -> tuple[Target | None, str | None]:
-    """The target of a module whose class, or a base of it, has a known name; and why it must not be applied, or None."""
+    """The target of a module whose class, or a base of it, has a known name; and why it must not be applied, or None.
+
+    Without either there is nothing to replace.
+    """
     if "forward" in module.__dict__:
         return None, "its forward was replaced on the instance (accelerate's hooks do that); patch before that, or remove it"
     owner = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
@@ -112,9 +117,14 @@ def _choose(module: nn.Module, parent: nn.Module | None, names: set[str]) -> tup
     for target in all_targets().values():
         if target.recognises(module, owner, parent):
             return target, _device_reason(module) or target.refuse(module) or probe_reason(module, target)
+    if nothing_to_replace(owner):
+        return None, None
     return None, f"no known version of {owner.__name__}: forward({', '.join(parameter_names(owner))})"
 
 
 def _device_reason(module: nn.Module) -> str | None:
-    devices = sorted({str(parameter.device) for parameter in module.parameters()})
+    """None, or that the module's own parameters are not together; its blocks may be elsewhere, as in a split model."""
+    leaves = [child for child in module.children() if not list(child.children())]
+    parameters = [*module.parameters(recurse=False), *(p for leaf in leaves for p in leaf.parameters())]
+    devices = sorted({str(parameter.device) for parameter in parameters})
     return f"its parameters are on {' and '.join(devices)}; move them to one device" if len(devices) > 1 else None

@@ -74,6 +74,7 @@ TARGETS = (
         "still gives the attention weights to whom asks for them",
         _block,
         _block_reason,
+        plain_signatures=(("*",),),
     ),
     Target(
         "ijepa",

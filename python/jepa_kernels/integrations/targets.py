@@ -39,6 +39,7 @@ class Target:
         accepts_parent: whether the module that holds the instance fits; tells classes of one name apart.
         probe: `probe(module)`, a small input on which the replacement must agree with the original; for classes whose name,
             signature and attributes other code may share.
+    plain_signatures: those of known versions in which there is nothing to replace; ("*",) stands for any.
     install, uninstall: what else changes on the instance, and the way back.
     """
 
@@ -52,6 +53,7 @@ class Target:
     refuse: Callable[[nn.Module], str | None] = _no_objection
     accepts_parent: Callable[[nn.Module | None], bool] = lambda _parent: True
     probe: Callable[[nn.Module], Tensor] | None = None
+    plain_signatures: tuple[tuple[str, ...], ...] = ()
     install: Callable[[nn.Module], None] = _nothing
     uninstall: Callable[[nn.Module], None] = _nothing
 
@@ -68,6 +70,12 @@ class Target:
             and all(hasattr(module, name) for name in self.attributes)
             and self.accepts_parent(parent)
         )
+
+
+def nothing_to_replace(owner: type) -> bool:
+    """Whether `owner` is a known version of a class that has nothing to replace."""
+    plain = [signature for target in all_targets().values() if target.class_name == owner.__name__ for signature in target.plain_signatures]
+    return ("*",) in plain or parameter_names(owner) in plain
 
 
 def parameter_names(owner: type) -> tuple[str, ...]:

@@ -192,6 +192,7 @@ TARGETS = (
         "runs without sorting its tokens",
         _predictor,
         _predictor_reason,
+        plain_signatures=(("x", "masks_x", "masks"), ("ctxt", "tgt", "masks_ctxt", "masks_tgt", "mask_index")),
     ),
     *AC_TARGETS,
 )

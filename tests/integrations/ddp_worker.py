@@ -12,8 +12,9 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import jepa_kernels as jk  # noqa: E402
-from tests.integrations.official import vjepa2  # noqa: E402
+from tests.integrations.official import vjepa2
+
+import jepa_kernels as jk
 
 
 def build(kind: str) -> nn.Module:

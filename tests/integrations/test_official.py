@@ -50,7 +50,8 @@ def test_vjepa2_predictor_keeps_the_sort_where_the_order_matters():
     model.return_all_tokens = True
     context = torch.randn(2, 3, 64)
     report = assert_same(model, lambda module: module(context, CONTEXT, TARGETS))
-    assert ("VisionTransformerPredictor", "return_all_tokens or chop_last_n_tokens, which see the sorted order") in report.fallbacks
+    reason = "return_all_tokens or chop_last_n_tokens, which see the sorted order"
+    assert ("VisionTransformerPredictor", reason) in report.fallbacks
 
 
 @pytest.mark.parametrize("extrinsics", [False, True])

@@ -49,6 +49,29 @@ def test_patching_twice_changes_nothing_more(model):
     assert [type(module) for module in model.modules()] == classes
 
 
+def test_undo_refuses_a_class_that_another_tool_has_set_since(model):
+    report = jk.patch(model)
+    attention = model.blocks[1].attn
+    patched = type(attention)
+    attention.__class__ = type("FSDPRoPEAttention", (patched,), {})
+    for restore in (report.undo, lambda: jk.unpatch(model)):
+        with pytest.raises(RuntimeError, match="blocks.1.attn was given the class FSDPRoPEAttention"):
+            restore()
+    assert type(model) is not vjepa2.VisionTransformer  # nothing was restored
+    attention.__class__ = patched
+    report.undo()
+    assert type(model) is vjepa2.VisionTransformer
+
+
+def test_a_class_that_another_tool_has_set_before_is_seen_through(model):
+    sharded = type("FSDPRoPEAttention", (vjepa2.RoPEAttention,), {})
+    model.blocks[0].attn.__class__ = sharded
+    report = jk.patch(model)
+    assert [entry.class_name for entry in report.replaced].count("FSDPRoPEAttention") == 1
+    report.undo()
+    assert type(model.blocks[0].attn) is sharded
+
+
 def test_names_keys_and_isinstance_are_as_before(model):
     names = [type(module).__name__ for module in model.modules()]
     keys, text = list(model.state_dict()), repr(model)

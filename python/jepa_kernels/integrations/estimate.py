@@ -19,6 +19,9 @@ from torch.utils.flop_counter import flop_registry
 from .verify import outputs_of
 
 
+_ATTENTION = ("masked_attention", "masked_attention_packed")
+
+
 @dataclass
 class Work:
     """Kernels, FLOPs of the matrix products, bytes, and the least time in seconds on the machine asked for."""

@@ -28,7 +28,7 @@ class Report:
 
     `replaced`, `already` (patched by an earlier call) and `left` are lists of `Entry`; a report is true where something is
     patched. `fallbacks` counts, since the patch, the calls that kept the original forward because the kernels lack their
-    arguments, by class and reason; a compiled graph counts none, the choice being part of the graph. `print(report)` shows all of it.
+    arguments, by class and reason; a compiled graph counts none, the choice being part of it. `print(report)` shows all.
 
     Example:
         >>> import jepa_kernels as jk, torch

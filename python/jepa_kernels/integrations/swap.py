@@ -71,7 +71,8 @@ def check_restorable(module: nn.Module, name: str) -> None:
     """Raises RuntimeError if another tool has replaced the class of a patched module since."""
     if _MARK not in type(module).__dict__:
         raise RuntimeError(
-            f"{name} was given the class {type(module).__name__} after it was patched (fully_shard does that); it cannot be restored"
+            f"{name} was given the class {type(module).__name__} after it was patched (fully_shard does that); "
+            "it cannot be restored"
         )
 
 

@@ -74,7 +74,8 @@ class Target:
 
 def nothing_to_replace(owner: type) -> bool:
     """Whether `owner` is a known version of a class that has nothing to replace."""
-    plain = [signature for target in all_targets().values() if target.class_name == owner.__name__ for signature in target.plain_signatures]
+    targets = [target for target in all_targets().values() if target.class_name == owner.__name__]
+    plain = [signature for target in targets for signature in target.plain_signatures]
     return ("*",) in plain or parameter_names(owner) in plain
 
 

@@ -135,7 +135,9 @@ def _pooler_attention_reason(self: Any, hidden_states: Any, attention_mask: Any 
     return tensor_reason(hidden_states) or mask_reason(attention_mask) or dropout_reason(self, self.dropout)
 
 
-def _ijepa_attention(self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> tuple[Tensor, None]:
+def _ijepa_attention(
+    self: Any, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
     q, k, v = (_heads(layer(hidden_states), self.head_dim) for layer in (self.q_proj, self.k_proj, self.v_proj))
     return self.o_proj(_merged(masked_attention(q, k, v, mask=attention_mask, scale=self.scaling))), None
 

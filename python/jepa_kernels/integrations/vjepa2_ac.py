@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -106,10 +107,8 @@ def _predictor(self: Any, x: Tensor, actions: Tensor, states: Tensor, extrinsics
         "action_tokens": len(conditioning),
     }
     for block in self.predictor_blocks:
-        if self.use_activation_checkpointing:
-            x = checkpoint(block, x, **arguments, use_reentrant=False)
-        else:
-            x = block(x, **arguments)
+        run = functools.partial(checkpoint, block, use_reentrant=False) if self.use_activation_checkpointing else block
+        x = run(x, **arguments)
     x = x.view(batch, frames, tokens_per_frame, width)[:, :, len(conditioning) :].flatten(1, 2)
     return self.predictor_proj(self.predictor_norm(x))
 

@@ -55,7 +55,9 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, img_size: int = 64, patch_size: int = 16, dim: int = 64, depth: int = 2, heads: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self, img_size: int = 64, patch_size: int = 16, dim: int = 64, depth: int = 2, heads: int = 2, **kwargs: Any
+    ) -> None:
         super().__init__()
         self.num_heads = heads
         self.patch_embed = PatchEmbed(img_size, patch_size, dim)

@@ -33,7 +33,9 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, img_size: int = 32, patch_size: int = 16, num_frames: int = 4, dim: int = 64, depth: int = 2, **kwargs: Any) -> None:
+    def __init__(
+        self, img_size: int = 32, patch_size: int = 16, num_frames: int = 4, dim: int = 64, depth: int = 2, **kwargs: Any
+    ) -> None:
         super().__init__()
         self.out_layers, self.is_video, self.tubelet_size, self.patch_size = None, True, 2, patch_size
         self.patch_embed = PatchEmbed3D(patch_size, 2, dim)

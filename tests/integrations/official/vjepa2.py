@@ -1,4 +1,4 @@
-"""vjepa2's module signatures and habits: full patch convolution, elementwise rotary embedding, sorted predictor, dense AC mask."""
+"""vjepa2's signatures and habits: full patch convolution, elementwise rotary embedding, sorted predictor, dense AC mask."""
 
 from __future__ import annotations
 
@@ -46,10 +46,8 @@ class RoPEAttention(AttentionBase):
         self, x: Tensor, mask: Any = None, attn_mask: Any = None, T: Any = None, H_patches: Any = None, W_patches: Any = None
     ) -> Tensor:
         q, k, v = self.split(x)
-        if mask is not None:
-            ids = mask.unsqueeze(1).repeat(1, self.num_heads, 1)
-        else:
-            ids = torch.arange(x.shape[1], device=x.device)
+        every = torch.arange(x.shape[1], device=x.device)
+        ids = every if mask is None else mask.unsqueeze(1).repeat(1, self.num_heads, 1)
         grid = (self.grid_size, self.grid_size) if H_patches is None else (H_patches, W_patches)
         positions = separate(ids, *grid)
         return self.merge(self.attend(rotate_segments(q, positions), rotate_segments(k, positions), v, attn_mask))
@@ -111,7 +109,14 @@ class ACBlock(nn.Module):
         self.mlp = MLP(dim, 4 * dim)
 
     def forward(
-        self, x: Tensor, mask: Any = None, attn_mask: Any = None, T: Any = None, H: Any = None, W: Any = None, action_tokens: int = 0
+        self,
+        x: Tensor,
+        mask: Any = None,
+        attn_mask: Any = None,
+        T: Any = None,
+        H: Any = None,
+        W: Any = None,
+        action_tokens: int = 0,
     ) -> Tensor:
         y = self.attn(self.norm1(x), mask=mask, attn_mask=attn_mask, T=T, H=H, W=W, action_tokens=action_tokens)
         x = x + y

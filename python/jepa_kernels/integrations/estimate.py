@@ -18,7 +18,6 @@ from torch.utils.flop_counter import flop_registry
 
 from .verify import outputs_of
 
-
 _ATTENTION = ("masked_attention", "masked_attention_packed")
 
 

@@ -29,6 +29,9 @@ def toy_cases() -> list[Case]:
     for dtype in ("fp32", "bf16"):
         found += [
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),
+            *(
+                patch_embed.make_case("toy", replace(video, kept=k, backward=True), dtype, set()) for k in (1.0, 0.25)
+            ),
             masked_attention.make_case("dense", dense, dtype, "torch-sdpa", set()),
             masked_attention.make_case("rope", replace(dense, grid=(3, 2, 2)), dtype, "torch-rope-sdpa", set()),
             masked_attention.make_case(

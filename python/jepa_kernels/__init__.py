@@ -25,6 +25,7 @@ _EXPORTS = {
     "jepa_loss": "functional.jepa_loss",
     "masked_attention": "functional.masked_attention",
     "patch_embed": "functional.patch_embed",
+    "patch_embed_pair": "functional.patch_embed_pair",
     "sigreg": "functional.sigreg",
     "vicreg_loss": "functional.vicreg_loss",
 }
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
+    from .functional.patch_embed_pair import patch_embed_pair
     from .functional.sigreg import sigreg
     from .functional.vicreg_loss import vicreg_loss
     from .masks import apply_masks
@@ -73,6 +75,7 @@ __all__ = [
     "nn",
     "optim",
     "patch_embed",
+    "patch_embed_pair",
     "reference",
     "sigreg",
     "vicreg_loss",

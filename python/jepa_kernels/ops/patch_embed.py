@@ -22,7 +22,7 @@ from .patch_embed_shapes import Gradients, result_dtype, token_count
 from .plans import direct
 from .registry import Backend, Operator, register
 
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def _supports_reference(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:
@@ -45,9 +45,9 @@ OPERATOR = register(
             ),
         },
         dtypes={
-            "reference": (torch.float64, *_FLOATS),
-            "cpu": (torch.float64, *_FLOATS),
-            "triton": _FLOATS,
+            "reference": (torch.float64, *FLOATS),
+            "cpu": (torch.float64, *FLOATS),
+            "triton": FLOATS,
             "cuda": (torch.bfloat16, torch.float16),
         },
     )
@@ -69,7 +69,7 @@ def native_values(*tensors: Tensor) -> bool:
     )
 
 
-def _check_rows(rows: Tensor | None) -> None:
+def check_rows(rows: Tensor | None) -> None:
     """Under torch.compile `functional` sees no values: the last look at the ids is here."""
     if rows is not None and looks_at_values(rows.device) and bool((rows < 0).any()):
         raise ValueError(
@@ -90,7 +90,7 @@ def _forward(
     arguments = (pixels, weight, bias, rows, pos_embed, mean, std)
     backend = backends.resolve(OPERATOR, pixels.device, arguments)
     if backend.name != "cpu":  # whose packer looks at every id itself
-        _check_rows(rows)
+        check_rows(rows)
     return backend.functions["forward"](*arguments)
 
 
@@ -152,7 +152,7 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     pixels, weight, rows, mean, std = ctx.saved_tensors
     needs = [ctx.needs_input_grad[place] for place in (1, 2, 4, 0)]  # weight, bias, pos_embed, pixels
     with backends.reentered(ctx.backend):
-        gradients = _patch_embed_backward(grad, pixels, weight, rows, mean, std, ctx.pos_dtype, needs)
+        gradients = patch_embed_backward(grad, pixels, weight, rows, mean, std, ctx.pos_dtype, needs)
     of_weight, of_bias, of_pos, of_pixels = (
         value if needed else None for value, needed in zip(gradients, needs, strict=True)
     )
@@ -165,7 +165,7 @@ def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
     )
 
 
-_patch_embed_backward = define(
+patch_embed_backward = define(
     "patch_embed_backward(Tensor grad, Tensor pixels, Tensor weight, Tensor? rows, Tensor? mean, Tensor? std, "
     "ScalarType pos_dtype, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     _backward,

@@ -65,6 +65,32 @@ def forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:
     return _add_positions(result.to(weight.dtype), rows, pos_embed, tokens)
 
 
+def forward_pair(
+    pixels, weight, bias, pos_embed, kept_weight, kept_bias, kept_pos_embed, rows, mean, std
+) -> tuple[Tensor, Tensor]:
+    """Packs every patch once, in blocks; the rows that `kept_weight` multiplies are copied out of the packed ones."""
+    dtype, kept_dtype = _product_dtype(weight.dtype), _product_dtype(kept_weight.dtype)
+    tokens = token_count(pixels, weight)
+    count = pixels.shape[0] * tokens
+    if dtype != kept_dtype or count > CPU_ROWS:
+        # More patches than stay packed: the kept ones are packed again, a twentieth of the time of their product.
+        return (
+            forward(pixels, weight, bias, None, pos_embed, mean, std),
+            forward(pixels, kept_weight, kept_bias, rows, kept_pos_embed, mean, std),
+        )
+    packed = _packed(pixels, weight, None, 0, count, mean, std, dtype)
+    results = []
+    for own, own_bias, chosen, positions in (
+        (weight, bias, None, pos_embed),
+        (kept_weight, kept_bias, rows, kept_pos_embed),
+    ):
+        own_rows = packed if chosen is None else packed.index_select(0, chosen)
+        own_bias = None if own_bias is None else own_bias.to(dtype)
+        tokens_of = _product(own_rows, own.to(dtype).reshape(own.shape[0], -1), own_bias)
+        results.append(_add_positions(tokens_of.to(own.dtype), chosen, positions, tokens))
+    return results[0], results[1]
+
+
 def _packed(pixels, weight, rows, first, count, mean, std, dtype) -> Tensor:
     """Normalised rows [count, K] of `count` patches, from place `first` of `rows` on."""
     packed = pixels.new_empty((count, weight[0].numel()), dtype=dtype)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import _native
 from ..ops.patch_embed import looks_at_values, native_values
 from ..ops.patch_embed import patch_embed as _operator
+from ..ops.patch_embed_shapes import token_count
 from ..ragged import RaggedIds
 
 Keep = Tensor | Sequence[Tensor] | RaggedIds | None
@@ -80,17 +81,9 @@ def patch_embed(
     if isinstance(keep, RaggedIds):
         return tokens
     if keep is None:
-        return tokens.view(pixels.shape[0], _token_count(arguments["pixels"], arguments["weight"]), weight.shape[0])
+        return tokens.view(pixels.shape[0], token_count(arguments["pixels"], arguments["weight"]), weight.shape[0])
     masks = [keep] if isinstance(keep, Tensor) else keep
     return tokens.view(len(masks) * masks[0].shape[0], masks[0].shape[1], weight.shape[0])
-
-
-def _token_count(pixels: Tensor, weight: Tensor) -> int:
-    """Patches an element of the batch, of clips."""
-    tokens = 1
-    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
-        tokens *= size // step
-    return tokens
 
 
 def prepare(
@@ -114,7 +107,7 @@ def prepare(
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if bias is not None and bias.dtype != weight.dtype:
         raise TypeError(f"patch_embed: bias is {bias.dtype}, weight {weight.dtype}; convert one to the other")
-    tokens = _token_count(pixels, weight)
+    tokens = token_count(pixels, weight)
     statistics = torch.float64 if weight.dtype == torch.float64 else torch.float32
     return {
         "pixels": pixels,

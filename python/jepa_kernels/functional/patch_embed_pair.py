@@ -49,8 +49,9 @@ def patch_embed_pair(
 
     Cost: 2 * (B * N + R) * K * D FLOPs for R kept patches. Bytes: the pixels once, both weights, (B * N + R) * D tokens; on a CPU
         the packed values are written once and read by both products (above 8192 patches the kept ones are packed again). On a
-        GPU both products are one launch that takes a clip's kept patches right after its tiles of the target: their pixels come
-        from the L2 cache.
+        GPU both products are one launch whose tiles are interleaved, for kept patches to find their pixels in the L2 cache: with
+        one mask, those of a clip follow its tiles of the target; several masks follow each other, and the later ones find their
+        pixels there as far as it holds the batch.
 
     Deterministic: yes on cpu and triton, bit for bit, gradients included.
 
@@ -86,8 +87,7 @@ def patch_embed_pair(
     if isinstance(keep, Tensor):
         return target, context.view(*keep.shape, context_weight.shape[0])
     parts = context.split([mask.numel() for mask in keep])
-    shaped = (part.view(*mask.shape, context_weight.shape[0]) for part, mask in zip(parts, keep, strict=True))
-    return target, tuple(shaped)
+    return target, tuple([part.view(*mask.shape, context_weight.shape[0]) for part, mask in zip(parts, keep, strict=True)])
 
 
 def prepare(

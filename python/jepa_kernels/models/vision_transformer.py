@@ -128,7 +128,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"the position table is for {self.num_frames} frames of {self.img_height}x{self.img_width} pixels; "
                 f"got {depth * rows * columns} tokens of {height}x{width} frames. Use use_rope=True, or the size of "
-                "the table"
+                "the table; jk.nn.interpolate_pos_embed makes one for another"
             )
         return self.pos_embed[:, :tokens]  # the table of a shorter clip is the first part of this one
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,10 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor]  # weight, bias, pos_embed, pi
 
 def token_count(pixels: Tensor, weight: Tensor) -> int:
     """Patches an element of the batch."""
-    return math.prod(size // step for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True))
+    tokens = 1
+    for size, step in zip(pixels.shape[2:], weight.shape[2:], strict=True):
+        tokens *= size // step
+    return tokens
 
 
 def result_dtype(weight: Tensor, pos_embed: Tensor | None) -> torch.dtype:

@@ -21,7 +21,7 @@ VARIABLES = {
     ROOF: "var(--roof)",
     PAPER: "var(--paper)",
 }
-MARKERS = {"patch_embed": "s", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
+MARKERS = {"patch_embed": "s", "patch_embed_pair": "p", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",

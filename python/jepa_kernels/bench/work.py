@@ -103,11 +103,11 @@ def patch_embed_step_bytes(
     for each mask m of the context. Pixels, tokens and ids count; the weights, the same on both sides, do not.
 
     Official form, on float32 pixels under bfloat16 autocast: each of its 1 + M calls casts all pixels (4 read, 2 written),
-    convolves all patches (2 read) and writes all tokens, channels first. The target's are copied to token order by its first LayerNorm
-    (read, written); each mask's are gathered (read, written, 8 bytes of id a token). With `normalise`, also the float32
-    pixels themselves, made from bytes once (1 read, 4 written).
-    Fused: the bytes of the pixels, those of kept patches a second time as if no cache held them, and the tokens that are kept,
-    with 8 bytes of id each.
+    convolves all patches (2 read) and writes all tokens, channels first. The target's are copied to token order by its
+    first LayerNorm (read, written); each mask's are gathered (read, written, 8 bytes of id a token). With `normalise`,
+    also the float32 pixels themselves, made from bytes once (1 read, 4 written).
+    Fused: the bytes of the pixels, those of kept patches a second time as if no cache held them, and the tokens that are
+    kept, with 8 bytes of id each.
     """
     pixels, all_tokens, kept_tokens = batch * tokens * patch_values, batch * tokens * dim * 2, batch * sum(kept)
     if fused:

@@ -26,6 +26,7 @@ struct WarpTile {
 };
 using LargeTile = WarpTile<128, 128, 64, 32>;
 using SmallTile = WarpTile<64, 64, 32, 32>;
+static_assert(LargeTile::kSharedBytes <= 99 * 1024, "the least that a block may have from compute capability 8.0 on");
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));

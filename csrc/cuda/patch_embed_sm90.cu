@@ -15,9 +15,10 @@ constexpr int kProducers = 128, kConsumers = 256, kThreads = kProducers + kConsu
 constexpr int kPixelBytes = 2 * kRows * kStep, kWeightBytes = 2 * kColumns * kStep;  // of a stage
 constexpr int kSwizzleBytes = 1024;                                                  // a tile's alignment
 constexpr int kStageBytes = kStages * (kPixelBytes + kWeightBytes);
-constexpr int kSharedBytes = kSwizzleBytes + kStageBytes + kRows * 8 + 2 * kStages * 8;
+constexpr int kSharedBytes = kSwizzleBytes + kStageBytes + 2 * kRows * 8 + 2 * kStages * 8;
 // Registers of a thread after the roles are known: 128 x 128 + 256 x 192 is all that a multiprocessor has.
 constexpr int kProducerRegisters = 128, kConsumerRegisters = 192;
+static_assert(kSharedBytes <= 227 * 1024, "what a block may have on compute capability 9.0");
 static_assert(4 * kRows * result_stride(kColumns) <= kStageBytes, "the sums take the place of the stages");
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -62,7 +63,7 @@ struct Producer {
   static constexpr int kBatches = kRows * kChunks / kProducers / kBatch;
 
   const PatchEmbedCall& call;
-  const int64_t* patches;
+  const int64_t* origins;
   int thread, columns;
   bool adjacent;
 
@@ -72,9 +73,8 @@ struct Producer {
     const int k = step * kStep + thread % kChunks * kChunk;
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int64_t patch = patches[row(batch, i)];
-      const Pixel* origin = static_cast<const Pixel*>(call.pixels) + (patch < 0 ? 0 : patch_origin(call.geometry, patch));
-      raw[i] = load_chunk(origin, patch >= 0, k, columns, adjacent, call.table);
+      const int64_t origin = origins[row(batch, i)];
+      raw[i] = load_chunk(static_cast<const Pixel*>(call.pixels) + origin, origin >= 0, k, columns, adjacent, call.table);
     }
   }
 
@@ -92,7 +92,8 @@ struct Producer {
 struct Shared {
   uint16_t* pixels;   // [kStages][kRows, kStep]
   uint16_t* weight;   // [kStages][kColumns, kStep]
-  int64_t* patches;   // [kRows]
+  int64_t* patches;   // [kRows], -1 where there is none
+  int64_t* origins;   // [kRows], elements; likewise
   uint32_t full, empty;  // addresses of kStages barriers each
 
   __device__ explicit Shared(unsigned char* start) {
@@ -101,7 +102,8 @@ struct Shared {
     pixels = reinterpret_cast<uint16_t*>(aligned);
     weight = reinterpret_cast<uint16_t*>(aligned + kStages * kPixelBytes);
     patches = reinterpret_cast<int64_t*>(aligned + kStageBytes);
-    full = shared_address(aligned + kStageBytes + kRows * 8);
+    origins = patches + kRows;
+    full = shared_address(origins + kRows);
     empty = full + kStages * 8;
   }
 };
@@ -110,7 +112,7 @@ template <typename Pixel, typename Value>
 __device__ inline void produce(const PatchEmbedCall& call, const CUtensorMap& map, const Shared& shared, int steps,
                                int first_column, int columns, bool adjacent) {
   const int thread = threadIdx.x;
-  const Producer<Pixel, Value> producer{call, shared.patches, thread, columns, adjacent};
+  const Producer<Pixel, Value> producer{call, shared.origins, thread, columns, adjacent};
   constexpr int kBatches = Producer<Pixel, Value>::kBatches;
   RawChunk<Pixel> now[Producer<Pixel, Value>::kBatch], next[Producer<Pixel, Value>::kBatch];
   producer.load(now, 0, 0);
@@ -165,7 +167,11 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int first_column = static_cast<int>(blockIdx.x % tiles_across) * kColumns;
   const int columns = call.geometry.columns(), steps = (columns + kStep - 1) / kStep;
 
-  if (threadIdx.x < kRows) shared.patches[threadIdx.x] = patch_of(call, first_row + threadIdx.x);
+  if (threadIdx.x < kRows) {
+    const int64_t patch = patch_of(call, first_row + threadIdx.x);
+    shared.patches[threadIdx.x] = patch;
+    shared.origins[threadIdx.x] = patch < 0 ? -1 : patch_origin(call.geometry, patch);
+  }
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
       init_barrier(shared.full + 8 * stage, kProducers + 1);  // every producer, and the copy's announcement

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..ops.patch_embed import looks_at_values, native_values
-from ..ops.patch_embed import patch_embed as _operator
+from ..ops.patch_embed import embed, looks_at_values, native_values
 from ..ops.patch_embed_shapes import token_count
 from ..ragged import RaggedIds
 
@@ -77,7 +76,7 @@ def patch_embed(
         torch.Size([1, 3, 8])
     """
     arguments = prepare(pixels, weight, bias, keep=keep, pos_embed=pos_embed, mean=mean, std=std)
-    tokens = _operator(**arguments)
+    tokens = embed(arguments)
     if isinstance(keep, RaggedIds):
         return tokens
     if keep is None:

@@ -64,6 +64,7 @@ def native_values(*tensors: Tensor) -> bool:
     return (
         direct()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
         and all(type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
         and _native.why_no_cpu() is None
     )
@@ -180,3 +181,13 @@ patch_embed = define(
     backward=_autograd,
     setup_context=_setup_context,
 )
+
+
+def embed(arguments: dict[str, Any]) -> Tensor:
+    """The operator; past torch's dispatcher where neither gradients, nor tracing, nor autocast ask for it: on a CPU that is a
+    tenth of the time of embedding a masked clip."""
+    given = [value for value in arguments.values() if value is not None]
+    recorded = torch.is_grad_enabled() and any(value.requires_grad for value in given)
+    if recorded or torch.is_autocast_enabled("cpu") or not native_values(*given):
+        return patch_embed(*arguments.values())
+    return _forward(*arguments.values())

@@ -90,10 +90,13 @@ def _three(value: float) -> str:
 
 
 def fastest_torch(records: Sequence[Record], case_id: str) -> str | None:
-    """Name of the PyTorch form with the lowest median in a case."""
-    timed = [
-        r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and r["stats"] is not None
+    """Name of the PyTorch form with the lowest median in a case; a part of a form (`torch-part-...`) is none."""
+    forms = [
+        r
+        for r in records
+        if r["case_id"] == case_id and r["provider"].startswith("torch-") and "-part-" not in r["provider"]
     ]
+    timed = [r for r in forms if r["stats"] is not None]
     return min(timed, key=lambda r: r["stats"]["median"])["provider"] if timed else None
 
 

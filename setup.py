@@ -30,6 +30,7 @@ PACKAGES = {
     "jepa_kernels.bench.energy": "python/jepa_kernels/bench/energy",
     "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
+    "jepa_kernels.integrations": "python/jepa_kernels/integrations",
     "jepa_kernels.models": "python/jepa_kernels/models",
     "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.optim": "python/jepa_kernels/optim",

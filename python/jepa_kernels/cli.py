@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
     check.set_defaults(handler=_gpu_check)
     _add_doctor(commands)
+    _add_patch_report(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -61,11 +62,26 @@ def _add_doctor(commands: Any) -> None:
         help="what can be measured on this machine, what cannot, why, and what mends it",
         epilog="Exit codes: 0 examined, 2 usage, 5 something required cannot be measured here.",
     )
+    doctor.add_argument(
+        "--energy", action="store_true", help="also check that the energy adds up under a load: a minute on an idle machine"
+    )
     doctor.add_argument("--json", action="store_true", help="print JSON")
     doctor.add_argument(
         "--require", action="append", default=[], choices=("energy", "gpu"), help="end with code 5 where it is missing"
     )
     doctor.set_defaults(handler=_doctor)
+
+
+def _add_patch_report(commands: Any) -> None:
+    patching = commands.add_parser(
+        "patch-report",
+        help="what jk.patch would replace in a model, and the gain to expect from counts of FLOPs and bytes",
+        epilog="FACTORY is a function without arguments that returns a model, or (model, inputs) for the counts.",
+    )
+    patching.add_argument("factory", metavar="MODULE:FACTORY", help="such as mymodels:build; the current folder counts")
+    patching.add_argument("--gflops", type=float, metavar="RATE", help="matrix rate in GFLOP/s (default: measured)")
+    patching.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth in GB/s (default: measured)")
+    patching.set_defaults(handler=_patch_report)
 
 
 def _add_list(actions: Any) -> None:
@@ -160,7 +176,18 @@ def _support(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from .bench import doctor
 
-    return doctor.run(options.require, as_json=options.json)
+    return doctor.run(options.require, as_json=options.json, check=options.energy)
+
+
+def _patch_report(options: argparse.Namespace) -> int:
+    from .bench.errors import BenchInputError
+    from .integrations import command
+
+    try:
+        print(command.patch_report(options.factory, options.gflops, options.bandwidth))
+    except command.FactoryError as error:
+        raise BenchInputError(str(error)) from error
+    return OK
 
 
 def _gpu_check(options: argparse.Namespace) -> int:
@@ -241,7 +268,7 @@ def _check_resume(options: argparse.Namespace) -> None:
     """A resumed run keeps its own options: others are a mistake, not a wish."""
     from .bench.errors import BenchInputError
 
-    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "no_profile")
+    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile")
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if options.device != "auto":
         given.append("--device")

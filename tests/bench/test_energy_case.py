@@ -14,9 +14,11 @@ from jepa_kernels.bench.energy.measure import EnergyOptions, Measured, Subject, 
 from jepa_kernels.bench.energy.meters import Meters
 from jepa_kernels.bench.energy.nvml import open_board
 from jepa_kernels.bench.energy.result import EnergyReading, reading, relative_interval
+from jepa_kernels.bench.energy_run import unit
 from jepa_kernels.bench.telemetry import GpuProbe, Timeline
 
 from .fake_nvml import UUID, FakeBoard, FakeLibrary, VirtualTime, install
+from .test_cases import TOYS
 from .virtual_loads import VirtualLoad, opened
 
 WORK = Work(flops=3e9, bytes=1e6, samples=4, tokens=1024)
@@ -78,6 +80,11 @@ def test_step_case_is_told_per_step_and_clip(bench: Bench) -> None:
     meters, measured, timeline = bench.run()
     found = reading(bench.subjects[0], meters, measured, timeline, WORK, "step").per
     assert found["step"] == found["call"] and found["clip"] == pytest.approx(found["call"] / 4)
+
+
+def test_unit_of_a_case_is_a_step_a_clip_or_an_image() -> None:
+    units = {(case.operator, unit(case)) for case in TOYS}
+    assert {("train_step", "step"), ("patch_embed", "clip"), ("patch_embed", "image"), ("ema_update", None)} <= units
 
 
 def test_windows_of_the_providers_alternate_in_random_order(bench: Bench) -> None:

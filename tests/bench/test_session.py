@@ -18,13 +18,17 @@ import torch
 
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
-from jepa_kernels.bench import suite
+from jepa_kernels.bench import suite, summary
 from jepa_kernels.bench.cases import Provider
+from jepa_kernels.bench.clocks import DeviceGraphClock, WallClock
 from jepa_kernels.bench.energy import Meters, Unavailable
+from jepa_kernels.bench.energy.nvml import open_board
 from jepa_kernels.bench.errors import BenchInputError, require
 from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, REPORT, read_environment, read_results
+from jepa_kernels.bench.telemetry import GpuProbe
 
 from .conftest import Run
+from .fake_nvml import UUID, FakeBoard, FakeLibrary, VirtualTime, install
 from .toys import CEILINGS, toy_case
 
 SMALL_CACHE = replace(CEILINGS, last_level_cache_bytes=1 << 20)
@@ -85,6 +89,24 @@ class CountingMeter:
         if self.left < 0:
             raise Unavailable("the counter went away")
         return 40.0 * time.perf_counter()
+
+
+def test_throttling_during_one_provider_makes_that_one_inconclusive(
+    toy_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = FakeBoard(VirtualTime(), throttle_ns={270: 0})
+    install(monkeypatch, FakeLibrary(board))
+    monkeypatch.setattr("jepa_kernels.bench.energy_run.probe_for", lambda *_: (GpuProbe(open_board(UUID)), None))
+
+    def heats(x: torch.Tensor) -> torch.Tensor:
+        board.throttle_ns[270] += 1000
+        return x * 2
+
+    _, folder = toy_run([toy_case(heats)])
+    ours, theirs = read_results(folder)
+    assert ours["status"] == "inconclusive" and any(flag.startswith("throttled") for flag in ours["flags"])
+    assert not any(flag.startswith("throttled") for flag in theirs["flags"])
+    assert ours["timeline"]["throttled_s"]["hardware_thermal"] > 0 and ours["timeline"]["sm_mhz"]
 
 
 @pytest.fixture
@@ -169,6 +191,21 @@ def test_provider_that_cannot_is_told_and_not_timed(
     assert found == code
     assert (ours["status"], ours["stats"]) == (status, None) and words in ours["error"]
     assert theirs["stats"] is not None
+
+
+def test_yardstick_is_timed_unchecked_and_never_the_fastest_form(toy_run: Run) -> None:
+    providers = [
+        Provider("jk-cpu", lambda x: x * 2),
+        Provider("torch-part-copy", lambda x: x.clone(), yardstick=True),
+        Provider("torch-add", lambda x: x + x),
+    ]
+    code, folder = toy_run([toy_case(providers=providers)])
+    records = read_results(folder)
+    ours, yardstick, _ = records
+    assert code == 0 and yardstick["yardstick"] and not yardstick["correctness"]["max_error"]
+    assert "torch-part-copy" in ours["ratios"]
+    assert summary.fastest_torch(records, ours["case_id"]) == "torch-add"
+    assert "yardstick" in summary.rows(records)[1].cells
 
 
 def test_support_is_asked_before_anything_runs(toy_run: Run) -> None:
@@ -337,3 +374,23 @@ def test_environment_says_what_and_where(toy_run: Run) -> None:
     assert environment["versions"]["torch"] and environment["ceilings"]["copy_bytes_per_s"] > 0
     assert environment["system"]["threads"] == torch.get_num_threads()
     assert environment["commit"]["id"] is None or len(environment["commit"]["id"]) == 40
+
+
+def test_energy_windows_replay_the_graph_that_was_timed(toy_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed: list[str] = []
+
+    class Graphs(DeviceGraphClock):
+        """Captures nothing, and tells that it was replayed."""
+
+        def measure(self, call: Callable[[], object], calls: int) -> float:
+            return WallClock().measure(call, calls)
+
+        def _capture(self, call: Callable[[], object]) -> Callable[[], object]:
+            return lambda: (replayed.append("graph"), call())
+
+    short = replace(suite.QUICK, energy_windows=1, energy_window_s=0.02, energy_idle_s=0.02)
+    monkeypatch.setattr(suite, "QUICK", short)
+    monkeypatch.setattr("jepa_kernels.bench.runner.clock_for", lambda device, name: Graphs())
+    monkeypatch.setattr("jepa_kernels.bench.energy.open_meters", lambda device: Meters(CountingMeter()))
+    _, folder = toy_run()
+    assert replayed and read_results(folder)[0]["energy"]["joules_per_call"] is not None

@@ -71,9 +71,13 @@ class DeviceGraphClock(DeviceEventClock):
         self._graphs: dict[Call, Call] = {}
 
     def measure(self, call: Call, calls: int) -> float:
+        return super().measure(self.replay(call), calls)
+
+    def replay(self, call: Call) -> Call:
+        """The replay of the call's graph, captured the first time."""
         if call not in self._graphs:
             self._graphs[call] = self._capture(call)
-        return super().measure(self._graphs[call], calls)
+        return self._graphs[call]
 
     def _capture(self, call: Call) -> Call:
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()

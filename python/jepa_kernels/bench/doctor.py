@@ -14,10 +14,14 @@ from typing import Any
 import torch
 
 from .. import hardware
+from . import energy
+from .clocks import clock_for
 from .energy import nvml, rapl
 from .energy.errors import Unavailable
 from .energy.meters import Meter, NvmlCounter, update_period
-from .telemetry import CpuProbe
+from .energy.validate import validate
+from .energy_run import probe_for
+from .telemetry import CpuProbe, Timeline
 
 OK, NOT_MET = 0, 5
 GROUPS = ("time", "energy", "gpu", "profiling", "packages")
@@ -255,7 +259,7 @@ def as_text(findings: Sequence[Finding]) -> str:
 
 def summary(findings: Sequence[Finding]) -> dict[str, Any]:
     """What can be measured, by requirement, and all findings."""
-    usable = {f.group for f in findings if f.status != "missing"}
+    usable = {f.group for f in findings if f.status != "missing" and not f.name.startswith("check")}
     return {
         "schema": 1,
         "can_measure": {name: name in usable for name in REQUIREMENTS} | {"time": True},
@@ -263,9 +267,37 @@ def summary(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
-def run(required: Sequence[str], *, as_json: bool, machine: Machine | None = None) -> int:
+def check_energy(device: torch.device) -> list[Finding]:
+    """Findings of the checks of a device's meter under a load; about a minute, in which nothing else should run."""
+    meters = energy.open_meters(device)
+    energy.find_period(meters)
+    size, dtype = (4096, torch.bfloat16) if device.type == "cuda" else (512, torch.float32)
+    a = torch.randn(size, size, device=device).to(dtype)
+    out = torch.empty_like(a)
+
+    def product() -> object:
+        return torch.mm(a, a, out=out)
+
+    clock, probe = clock_for(device), probe_for(device, meters)
+    product()
+    seconds = clock.measure(product, 10) / 10
+    try:
+        if meters.main is None:
+            raise Unavailable(meters.reason or "there is no meter")
+        found = validate(meters, lambda: energy.load_for(device, product, seconds), Timeline(*probe))
+    except Unavailable as error:
+        return [Finding("energy", "check", "missing", None, error.what, error.fix)]
+    statuses = {True: "ok", False: "limited", None: "missing"}
+    reasons = {True: None, False: "the energy of this machine does not add up", None: "it could not be made"}
+    return [Finding("energy", f"check: {v.name}", statuses[v.passed], v.found, reasons[v.passed]) for v in found]
+
+
+def run(required: Sequence[str], *, as_json: bool, check: bool = False, machine: Machine | None = None) -> int:
     """Print the findings; 5 when something that is required cannot be measured, else 0."""
     findings = examine(machine)
+    if check:
+        checked = check_energy(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        findings = sorted([*findings, *checked], key=lambda finding: GROUPS.index(finding.group))
     found = summary(findings)
     print(json.dumps(found, indent=1) if as_json else as_text(findings))
     return OK if all(found["can_measure"][name] for name in required) else NOT_MET

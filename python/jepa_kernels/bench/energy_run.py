@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import energy, telemetry
+from .clocks import DeviceGraphClock
 from .errors import BenchInputError
 from .statistics import paired_ratio
 from .store import Record
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MODES = ("auto", "require", "off")
 NO_ENERGY = 5  # exit code of --energy require where there is none
-UNITS = {"train_step": "step", "patch_embed": "clip"}  # what a sample of these operators is called
 
 
 class EnergyRequiredError(BenchInputError):
@@ -113,7 +112,7 @@ def measure_cells(
         for cell in timed:
             subject = subjects[id(cell)]
             ratios = _ratios(subject, cells, subjects, session.suite.seed)
-            found = energy.reading(subject, session.meters, measured, line, work, UNITS.get(case.operator))
+            found = energy.reading(subject, session.meters, measured, line, work, unit(case))
             cell.energy = energy.with_ratios(found, ratios)
             windows[id(cell)] = energy.spans(subject, measured, line.begin)
     for cell in timed:
@@ -129,6 +128,15 @@ def _check(session: Session) -> None:
         raise energy.Unavailable(session.meters.reason or "there is no meter")
 
 
+def unit(case: Case) -> str | None:
+    """What the energy of a case is told per, beside call, sample and token: a step (and its clips), a clip or an image."""
+    if case.operator == "train_step":
+        return "step"
+    if case.operator != "patch_embed":
+        return None
+    return "clip" if int(case.shape["frames"]) > 1 else "image"
+
+
 def _options(session: Session) -> energy.EnergyOptions:
     suite, board = session.suite, session.meters.board
     averaged = board is not None and board.power_kind() != "instant"
@@ -138,8 +146,13 @@ def _options(session: Session) -> energy.EnergyOptions:
 
 def _subject(cell: Cell, session: Session) -> energy.Subject:
     assert cell.timed is not None
-    seconds = median(cell.timed.samples.values())
-    load: Callable[[], Any] = partial(energy.load_for, session.device, cell.timed.call, seconds)
+    seconds, clock, call = median(cell.timed.samples.values()), session.clock(), cell.timed.call
+
+    def load() -> energy.Load:
+        # What is timed without launches is fed without them too: gaps would add the idle device's joules.
+        fed = clock.replay(call) if isinstance(clock, DeviceGraphClock) else call
+        return energy.load_for(session.device, fed, seconds)
+
     return energy.Subject(cell.provider.name, load, cell.timed.context)
 
 

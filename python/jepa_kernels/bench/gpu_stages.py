@@ -77,7 +77,7 @@ class Plan:
 
     def _test_files(self, folder: Path) -> list[Path]:
         """Test files that name the mark, or parameters that carry it."""
-        words = re.compile(rf"mark\.{self.marker}\b|backend_parameters|\"cuda\"")
+        words = re.compile(rf"mark\.{self.marker}\b|backend_parameters")
         return sorted(path for path in folder.rglob("test_*.py") if words.search(path.read_text(encoding="utf-8")))
 
     def _tests(self) -> Sequence[Piece] | str:

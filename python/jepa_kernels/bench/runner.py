@@ -18,7 +18,7 @@ from .cache import CacheState, eviction_for
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
 from .clocks import Clock, clock_for
-from .correctness import Check, check
+from .correctness import UNCHECKED, Check, check
 from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
 from .memory import Memory, peak_memory
@@ -195,7 +195,7 @@ def prepare(
         synchronise()
         first_call_s = time.perf_counter() - begin
         outputs = provider.outputs(state, result)
-    outcome = check(outputs, reference, low_precision, case.tolerance)
+    outcome = UNCHECKED if provider.yardstick else check(outputs, reference, low_precision, case.tolerance)
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
@@ -227,6 +227,7 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "shape": dict(case.shape),
         "provider": cell.provider.name,
         "about": cell.provider.about,
+        "yardstick": cell.provider.yardstick,
         "peer": case.peer,
         "status": cell.status,
         "flags": [],
@@ -279,12 +280,13 @@ def _cache(cell: Cell, session: Session) -> CacheState:
 
 
 def _ratios(timed: Timed, cells: Sequence[Cell], peer: str, seed: int) -> dict[str, Any]:
-    """Speed-up over the peer and every PyTorch form that were timed in the same rounds."""
+    """Speed-up over the peer, every PyTorch form and every yardstick that were timed in the same rounds."""
     found = {}
     for other in cells:
         if other.timed is None or other.timed is timed or other.status != "ok":
             continue
-        if other.provider.name.startswith("torch-") or other.provider.name == peer:
+        name, yardstick = other.provider.name, other.provider.yardstick
+        if name.startswith("torch-") or name == peer or yardstick:
             ratio = paired_ratio(timed.samples, other.timed.samples, seed)
             if ratio is not None:
                 found[other.provider.name] = ratio

@@ -144,13 +144,13 @@ def _exact(inputs: AttentionInputs) -> list[Tensor]:
 
 
 def _low_precision(inputs: AttentionInputs) -> list[Tensor]:
-    """PyTorch's own attention in the dtype of the inputs, whose error is the yardstick; rotated in float32."""
+    """PyTorch's own attention in the dtype of the inputs, whose error sets the limit."""
     shape = inputs.shape
     if shape.lengths:
         padded = _padded(inputs)
         return _unpad(padded, _run(_sdpa, padded))
     if shape.grid is not None:
-        return list(_run(partial(_rope_sdpa, promote=True), inputs))
+        return list(_run(partial(_rope_sdpa, promote=inputs.qkv.is_cuda), inputs))
     return list(_run(_sdpa, _bool_mask(inputs) if shape.causal_frames else inputs))
 
 
@@ -243,9 +243,30 @@ def _flex(inputs: AttentionInputs, *, compiled: bool) -> Tensor:
     return attention_peers.flex(*inputs.split(), inputs.extra["blocks"], compiled=compiled)
 
 
+def _same_length(inputs: AttentionInputs) -> AttentionInputs:
+    """No mask; a ragged batch becomes as many sequences of one length, the root mean square: the same FLOPs."""
+    shape = inputs.shape
+    if not shape.lengths:
+        return replace(inputs, extra={})
+    length = round((formulas.ragged_pairs(shape.lengths) / len(shape.lengths)) ** 0.5)
+    qkv = inputs.qkv.new_empty(len(shape.lengths), length, 3, shape.heads, shape.head_dim).normal_()
+    upstream = torch.randn_like(qkv[:, :, 0]).transpose(1, 2)
+    return replace(inputs, qkv=qkv.requires_grad_(shape.backward), upstream=upstream, extra={})
+
+
+def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
+    """Our own attention without the mask: what its structure should save can be read off the ratio."""
+    setup = partial(_with_forward, _same_length, _kernel)
+    about = "sequences of equal length, the same FLOPs" if shape.lengths else "no mask, the same tokens"
+    found = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup, about=about, yardstick=True)
+    return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
+
+
 def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provider]:
     setup = partial(_with_forward, _with_arguments, _kernel)
     kernels = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup)
+    if shape.lengths or shape.causal_frames:
+        kernels += _yardsticks(shape, device)
     if shape.lengths:
         return [*kernels, _peer("torch-sdpa-padded", _sdpa, _padded, outputs=_unpad, about="padded, key mask")]
     if shape.causal_frames:

@@ -6,7 +6,7 @@ A value that cannot be measured is None with a reason, never 0. This is device e
 from __future__ import annotations
 
 from .errors import Unavailable
-from .loads import load_for
+from .loads import Load, load_for
 from .measure import EnergyOptions, Subject, measure
 from .meters import Meters, find_period, open_meters, packages_or_none
 from .model import modelled
@@ -15,6 +15,7 @@ from .result import EnergyReading, absent, reading, spans, with_ratios
 __all__ = [
     "EnergyOptions",
     "EnergyReading",
+    "Load",
     "Meters",
     "Subject",
     "Unavailable",

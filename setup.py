@@ -27,6 +27,7 @@ PACKAGES = {
     "jepa_kernels": "python/jepa_kernels",
     "jepa_kernels.bench": "python/jepa_kernels/bench",
     "jepa_kernels.bench.cases": "python/jepa_kernels/bench/cases",
+    "jepa_kernels.bench.energy": "python/jepa_kernels/bench/energy",
     "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
     "jepa_kernels.integrations": "python/jepa_kernels/integrations",

@@ -55,6 +55,11 @@ def joules(value: float) -> str:
     return f"{_three(value * 1e6)} µJ"
 
 
+def mebibytes(value: float) -> str:
+    """A size in MiB with three significant digits."""
+    return f"{_three(value / 2**20)} MiB"
+
+
 def giga(value: float) -> str:
     """A rate in units of 10^9."""
     return _three(value * 1e-9)
@@ -138,3 +143,25 @@ def counts(records: Sequence[Record]) -> dict[str, int]:
     for record in records:
         found[record["status"]] = found.get(record["status"], 0) + 1
     return found
+
+
+STEP_HEADERS = (
+    "provider", "status", "samples / s", "time a step", "speed-up [95 %]", "energy / sample", "peak memory",
+    "of matrix rate",
+)  # fmt: skip
+
+
+def step_row(record: Record) -> tuple[str, ...]:
+    """What the one who trains a model asks of a whole step, in the order of STEP_HEADERS."""
+    energy, memory, rates = record["energy"]["joules_per_call"], record["memory"]["peak_bytes"], record["rates"]
+    is_peer = record["provider"] == record["peer"]
+    return (
+        record["provider"],
+        record["status"],
+        _three(rates["samples_per_s"]),
+        seconds(record["stats"]["median"]),
+        "official form" if is_peer else speed_up(record["ratios"].get(record["peer"])),
+        MISSING if energy is None else joules(energy / record["work"]["samples"]),
+        MISSING if memory is None else mebibytes(memory),
+        percent(rates["compute_fraction"]),
+    )

@@ -26,6 +26,7 @@ _EXPORTS = {
     "masked_attention": "functional.masked_attention",
     "patch": "integrations.core",
     "patch_embed": "functional.patch_embed",
+    "patch_embed_pair": "functional.patch_embed_pair",
     "sigreg": "functional.sigreg",
     "unpatch": "integrations.core",
     "vicreg_loss": "functional.vicreg_loss",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
+    from .functional.patch_embed_pair import patch_embed_pair
     from .functional.sigreg import sigreg
     from .functional.vicreg_loss import vicreg_loss
     from .integrations.core import patch, unpatch
@@ -78,6 +80,7 @@ __all__ = [
     "optim",
     "patch",
     "patch_embed",
+    "patch_embed_pair",
     "reference",
     "sigreg",
     "unpatch",

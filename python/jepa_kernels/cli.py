@@ -38,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--output", type=Path, default=Path("runs/gpu-check"), metavar="DIR", help="the results folder")
     check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
     check.set_defaults(handler=_gpu_check)
-    _add_patch_report(commands)
     _add_doctor(commands)
+    _add_patch_report(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -56,18 +56,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_patch_report(commands: Any) -> None:
-    patching = commands.add_parser(
-        "patch-report",
-        help="what jk.patch would replace in a model, and the gain to expect from counts of FLOPs and bytes",
-        epilog="FACTORY is a function without arguments that returns a model, or (model, inputs) for the counts.",
-    )
-    patching.add_argument("factory", metavar="MODULE:FACTORY", help="such as mymodels:build; the current folder counts")
-    patching.add_argument("--gflops", type=float, metavar="RATE", help="matrix rate in GFLOP/s (default: measured)")
-    patching.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth in GB/s (default: measured)")
-    patching.set_defaults(handler=_patch_report)
-
-
 def _add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
@@ -82,6 +70,18 @@ def _add_doctor(commands: Any) -> None:
         "--require", action="append", default=[], choices=("energy", "gpu"), help="end with code 5 where it is missing"
     )
     doctor.set_defaults(handler=_doctor)
+
+
+def _add_patch_report(commands: Any) -> None:
+    patching = commands.add_parser(
+        "patch-report",
+        help="what jk.patch would replace in a model, and the gain to expect from counts of FLOPs and bytes",
+        epilog="FACTORY is a function without arguments that returns a model, or (model, inputs) for the counts.",
+    )
+    patching.add_argument("factory", metavar="MODULE:FACTORY", help="such as mymodels:build; the current folder counts")
+    patching.add_argument("--gflops", type=float, metavar="RATE", help="matrix rate in GFLOP/s (default: measured)")
+    patching.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth in GB/s (default: measured)")
+    patching.set_defaults(handler=_patch_report)
 
 
 def _add_list(actions: Any) -> None:
@@ -173,6 +173,12 @@ def _support(options: argparse.Namespace) -> int:
     return OK
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from .bench import doctor
+
+    return doctor.run(options.require, as_json=options.json, check=options.energy)
+
+
 def _patch_report(options: argparse.Namespace) -> int:
     from .bench.errors import BenchInputError
     from .integrations import command
@@ -182,12 +188,6 @@ def _patch_report(options: argparse.Namespace) -> int:
     except command.FactoryError as error:
         raise BenchInputError(str(error)) from error
     return OK
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from .bench import doctor
-
-    return doctor.run(options.require, as_json=options.json, check=options.energy)
 
 
 def _gpu_check(options: argparse.Namespace) -> int:

@@ -46,7 +46,7 @@ def record(case_id: str, provider: str, seconds: list[float], peer: list[float],
     median = summarise(seconds)
     return {
         "case_id": case_id, "operator": "toy", "dtype": "fp32", "shape": {"elements": 8}, "provider": provider,
-        "about": "", "peer": PEER, "status": "ok", "flags": [], "error": None, "clock": "wall",
+        "about": "", "yardstick": False, "peer": PEER, "status": "ok", "flags": [], "error": None, "clock": "wall",
         "cache": {"state": "warm", "touched_bytes": 0, "last_level_cache_bytes": 1 << 25, "reason": None},
         "first_call_s": 0.1, "correctness": None,
         "work": {"flops": 8, "bytes": 64, "samples": 1, "tokens": 8},

@@ -9,7 +9,16 @@ import pytest
 import torch
 
 from jepa_kernels.bench import cases, runner, suite
-from jepa_kernels.bench.cases import Case, Setting, adamw_ema, ema_update, masked_attention, patch_embed, train_step
+from jepa_kernels.bench.cases import (
+    Case,
+    Setting,
+    adamw_ema,
+    ema_update,
+    masked_attention,
+    patch_embed,
+    patch_embed_pair,
+    train_step,
+)
 from jepa_kernels.bench.eager_vjepa2 import EagerVJEPA2, rotate_queries_or_keys
 from jepa_kernels.bench.errors import BenchInputError
 from jepa_kernels.bench.video import Clip
@@ -29,6 +38,10 @@ def toy_cases() -> list[Case]:
     for dtype in ("fp32", "bf16"):
         found += [
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),
+            *(
+                patch_embed.make_case("toy", replace(video, kept=k, backward=True), dtype, set()) for k in (1.0, 0.25)
+            ),
+            patch_embed_pair.make_case("toy", video, (5, 3), dtype, set()),
             masked_attention.make_case("dense", dense, dtype, "torch-sdpa", set()),
             masked_attention.make_case("rope", replace(dense, grid=(3, 2, 2)), dtype, "torch-rope-sdpa", set()),
             masked_attention.make_case(

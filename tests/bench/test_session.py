@@ -18,7 +18,7 @@ import torch
 
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
-from jepa_kernels.bench import suite
+from jepa_kernels.bench import suite, summary
 from jepa_kernels.bench.cases import Provider
 from jepa_kernels.bench.clocks import DeviceGraphClock, WallClock
 from jepa_kernels.bench.energy import Meters, Unavailable
@@ -191,6 +191,21 @@ def test_provider_that_cannot_is_told_and_not_timed(
     assert found == code
     assert (ours["status"], ours["stats"]) == (status, None) and words in ours["error"]
     assert theirs["stats"] is not None
+
+
+def test_yardstick_is_timed_unchecked_and_never_the_fastest_form(toy_run: Run) -> None:
+    providers = [
+        Provider("jk-cpu", lambda x: x * 2),
+        Provider("torch-part-copy", lambda x: x.clone(), yardstick=True),
+        Provider("torch-add", lambda x: x + x),
+    ]
+    code, folder = toy_run([toy_case(providers=providers)])
+    records = read_results(folder)
+    ours, yardstick, _ = records
+    assert code == 0 and yardstick["yardstick"] and not yardstick["correctness"]["max_error"]
+    assert "torch-part-copy" in ours["ratios"]
+    assert summary.fastest_torch(records, ours["case_id"]) == "torch-add"
+    assert "yardstick" in summary.rows(records)[1].cells
 
 
 def test_support_is_asked_before_anything_runs(toy_run: Run) -> None:

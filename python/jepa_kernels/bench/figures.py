@@ -60,7 +60,7 @@ def forest(records: Sequence[Record]) -> Figure | None:
     svg = plots.forest(records)
     if svg is None:
         return None
-    compared = [r for r in records if r["peer"] in r["ratios"]]
+    compared = [r for r in records if r["peer"] in r["ratios"] and not r["yardstick"]]
     rows = [[r["case_id"], r["provider"], r["peer"], summary.speed_up(r["ratios"][r["peer"]])] for r in compared]
     caption = "Dot: median of the paired ratios of each round; bar: bootstrap 95 % interval. Right of 1× is faster."
     headers = ("case", "provider", "over", "speed-up [95 %]")

@@ -22,7 +22,7 @@ VARIABLES = {
     PAPER: "var(--paper)",
     **{tint: f"var(--part{index})" for index, tint in enumerate(PARTS)},
 }
-MARKERS = {"patch_embed": "s", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
+MARKERS = {"patch_embed": "s", "patch_embed_pair": "p", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -94,7 +94,7 @@ def _legend(operators: Sequence[str], ceilings: dict[str, Any]) -> list[Any]:
 
 def forest(records: Sequence[Record]) -> str | None:
     """Speed-up of each provider over its case's named peer, with the 95 % interval."""
-    compared = [r for r in records if r["peer"] in r["ratios"]]
+    compared = [r for r in records if r["peer"] in r["ratios"] and not r["yardstick"]]
     if not compared:
         return None
     height = 0.8 + 0.22 * (len(compared) + 1.2 * len({r["case_id"] for r in compared}))

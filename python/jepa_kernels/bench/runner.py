@@ -227,6 +227,7 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "shape": dict(case.shape),
         "provider": cell.provider.name,
         "about": cell.provider.about,
+        "yardstick": cell.provider.yardstick,
         "peer": case.peer,
         "status": cell.status,
         "flags": [],

@@ -90,10 +90,11 @@ def _three(value: float) -> str:
 
 
 def fastest_torch(records: Sequence[Record], case_id: str) -> str | None:
-    """Name of the PyTorch form with the lowest median in a case."""
-    timed = [
-        r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and r["stats"] is not None
+    """Name of the PyTorch form with the lowest median in a case; a yardstick does other work, and is none."""
+    forms = [
+        r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and not r["yardstick"]
     ]
+    timed = [r for r in forms if r["stats"] is not None]
     return min(timed, key=lambda r: r["stats"]["median"])["provider"] if timed else None
 
 
@@ -109,7 +110,10 @@ def _row(record: Record, best: str | None) -> Row:
     if stats is None:
         cells = (record["provider"], record["status"], *[MISSING] * (len(HEADERS) - 2))
     else:
+        against_peer = "official form" if is_peer else speed_up(record["ratios"].get(record["peer"]))
         against_best = speed_up_value(record["ratios"].get(best or ""))
+        if record["yardstick"]:
+            against_peer, against_best = "yardstick", MISSING
         if best == record["provider"]:
             against_best = "fastest"
         cells = (
@@ -117,7 +121,7 @@ def _row(record: Record, best: str | None) -> Row:
             record["status"],
             seconds(stats["median"]),
             seconds(stats["q3"] - stats["q1"]),
-            "official form" if is_peer else speed_up(record["ratios"].get(record["peer"])),
+            against_peer,
             against_best,
             giga(rates["flops_per_s"]),
             percent(rates["compute_fraction"]),

@@ -98,3 +98,23 @@ def sigreg_flops(sets: int, samples: int, dim: int, slices: int, points: int) ->
 def sigreg_bytes(sets: int, samples: int, dim: int, slices: int, *, value_bytes: int) -> int:
     """x, its gradient, and the directions, once each."""
     return (2 * sets * samples * dim + dim * slices) * value_bytes
+
+
+def patch_embed_step_bytes(
+    batch: int, tokens: int, kept: Sequence[int], patch_values: int, dim: int, *, fused: bool, normalise: bool = False
+) -> int:
+    """Bytes that the forward patch embeddings of one JEPA step read and write: all tokens for the target, `kept[m]` an element
+    for each mask m of the context. Pixels, tokens and ids count; the weights, the same on both sides, do not.
+
+    Official form, on float32 pixels under bfloat16 autocast: each of its 1 + M calls casts all pixels (4 read, 2 written),
+    convolves all patches (2 read) and writes all tokens, channels first. The target's are copied to token order by its
+    first LayerNorm (read, written); each mask's are gathered (read, written, 8 bytes of id a token). With `normalise`,
+    also the float32 pixels themselves, made from bytes once (1 read, 4 written).
+    Fused: the bytes of the pixels, those of kept patches a second time as if no cache held them, and the tokens that are
+    kept, with 8 bytes of id each.
+    """
+    pixels, all_tokens, kept_tokens = batch * tokens * patch_values, batch * tokens * dim * 2, batch * sum(kept)
+    if fused:
+        return pixels + kept_tokens * patch_values + all_tokens + kept_tokens * (dim * 2 + 8)
+    calls = (1 + len(kept)) * (pixels * (4 + 2 + 2) + all_tokens)
+    return calls + 2 * all_tokens + kept_tokens * (2 * dim * 2 + 8) + (pixels * (1 + 4) if normalise else 0)

@@ -51,7 +51,7 @@ def toy_cases() -> list[Case]:
             masked_attention.make_case(
                 "back", replace(dense, lengths=(3, 5), backward=True), dtype, "torch-sdpa-padded", set()
             ),
-            train_step.make_case("toy", step, dtype, set()),
+            train_step.make_case("toy", step, dtype, {"quick"}),  # compiling a whole step takes minutes
         ]
     return found
 
@@ -66,7 +66,8 @@ def test_peers_and_reference_pass_the_check_of_the_case(case: Case) -> None:
     assert all(r.dtype == torch.float64 for r in reference)
     checked = set()
     for provider in case.providers(CPU):
-        if provider.name == "jk-reference" or provider.name.startswith("torch-"):
+        runs = provider.supports(inputs) is None
+        if runs and (provider.name == "jk-reference" or provider.name.startswith("torch-")):
             prepared = runner.prepare(case, provider, inputs, reference, low_precision, lambda: None)
             assert prepared.check.passed, (provider.name, prepared.check.message)
             with provider.context():

@@ -60,7 +60,7 @@ def sigreg(
     value and gradient. Non-finite inputs make the result NaN. float32 angles t_max * |z| beyond 1e4 are exact on cpu
     and lose digits on triton.
 
-    Cost: 2 * N * D * K FLOPs of matrix product forward and backward each; 6 FLOPs a sample, slice and point forward, 8
+    Cost: 2 * N * D * K FLOPs of matrix product forward and backward each; 8 FLOPs a sample, slice and point forward, 10
         backward. Bytes: x, A and (N, K) projections, written once and read twice; (2, num_points, K) sums.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton, as far as the matrix product

@@ -8,8 +8,9 @@ from fnmatch import fnmatchcase
 from ..errors import BenchInputError
 from . import adamw_ema, ema_update, jepa_loss, masked_attention, patch_embed, patch_embed_pair, sigreg, train_step
 from .base import Case, Provider, Setting, Work
+from .own import load_cases, model_case
 
-__all__ = ["Case", "Provider", "Setting", "Work", "all_cases", "select"]
+__all__ = ["Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
 
 
 def all_cases() -> list[Case]:

@@ -57,8 +57,8 @@ def timm_vit() -> Case:
     return model, torch.inference_mode()(lambda: model(images))
 
 
-def vjepa2_step() -> Case:
-    """A training step in the official form: ViT-S encoder, its predictor, 16 frames of 128 x 128, bf16 autocast, AdamW."""
+def vjepa2_step(batch: int = 2) -> Case:
+    """A training step in the official form: ViT-S encoder, its predictor, clips of 16 x 128 x 128, bf16 autocast, AdamW."""
     sizes = {"img_size": 128, "num_frames": 16, "embed_dim": 384}
     encoder = vjepa2.MultiSeqWrapper(vjepa2.VisionTransformer(**sizes, depth=12, num_heads=6))
     target = copy.deepcopy(encoder).requires_grad_(False)
@@ -67,8 +67,8 @@ def vjepa2_step() -> Case:
     )
     predictor = vjepa2.PredictorMultiSeqWrapper(predictor)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=1e-4)
-    contexts, targets = jk.masks.MultiBlockMask3D((8, 8, 8))(1)
-    clips = [torch.randn(1, 3, 16, 128, 128)]
+    contexts, targets = jk.masks.MultiBlockMask3D((8, 8, 8))(batch)
+    clips = [torch.randn(batch, 3, 16, 128, 128)]
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):

@@ -2,7 +2,7 @@
 
 The tiles of the context stand among those of the target in proportion to their number. With one mask, the kept patches of a clip
 follow the clip's tiles of the target, and find their pixels in the L2 cache; with several masks, which follow each other over the
-batch, they do as far as that cache holds the batch.
+batch, they do as far as that cache holds the batch. Pixels in decoder order take two launches, one after the other.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ._common import TRITON_DTYPES
 from .patch_embed import embed_tile, forward_tiles, geometry
+from .patch_embed import forward as embed
 
 
 @triton.jit
@@ -57,8 +58,13 @@ def forward(
     std: torch.Tensor | None,
 ) -> None:
     """Writes the tokens of all patches to `out` (B * N, D) and those of `rows` to `kept_out` (R, D'). Weights: contiguous."""
+    if pixels.stride(4) != 1:
+        # An address a pixel leaves no registers for two bodies in one kernel (it spills on sm_86): two launches.
+        embed(pixels, weight, bias, None, pos_embed, mean, std, out)
+        embed(pixels, kept_weight, kept_bias, rows, kept_pos_embed, mean, std, kept_out)
+        return
     (patches, tokens, *rest), constants = geometry(pixels, weight.shape[2:])
-    tiles = forward_tiles(weight.dtype, patches, pixels.element_size(), pixels.stride(4) == 1)
+    tiles = forward_tiles(weight.dtype, patches, pixels.element_size(), True)
 
     def count(result: torch.Tensor) -> int:
         return triton.cdiv(result.shape[0], tiles["BR"]) * triton.cdiv(result.shape[1], tiles["BD"])

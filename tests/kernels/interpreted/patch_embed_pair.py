@@ -57,7 +57,8 @@ def test_every_tile_of_both_results_is_written_and_nothing_else():
     for memory in whole:
         assert (memory[:64] == 77).all() and (memory[-64:] == 77).all() and (memory[64:-64] != 77).all()
     assert kept.isnan().all(1).tolist() == [False, True, True, False, False]
-    torch.testing.assert_close(kept[3], jk.reference.patch_embed(pixels, weights[1]).flatten(0, 1)[7])
+    want = jk.reference.patch_embed(pixels, weights[1]).flatten(0, 1)[7]
+    torch.testing.assert_close(kept[3], want, rtol=1e-5, atol=2e-3)  # sums of 768 products of up to 50
 
 
 def test_two_types_of_weight_are_refused():

@@ -88,6 +88,7 @@ def _twin(inputs: PatchInputs) -> list[Tensor]:
 
 
 def _double(inputs: PatchInputs) -> list[Tensor]:
+    assert inputs.mean is not None and inputs.std is not None
     return _twin(replace(inputs.cast(torch.float64), mean=inputs.mean.double(), std=inputs.std.double()))
 
 

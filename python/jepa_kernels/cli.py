@@ -180,11 +180,16 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _patch_report(options: argparse.Namespace) -> int:
+    from .bench.ceilings import measure_ceilings
     from .bench.errors import BenchInputError
     from .integrations import command
 
+    def roofs(device: Any, dtype: str) -> tuple[float, float]:
+        ceilings = measure_ceilings(device, quick=True)
+        return ceilings.matrix(dtype), ceilings.copy_bytes_per_s
+
     try:
-        print(command.patch_report(options.factory, options.gflops, options.bandwidth))
+        print(command.patch_report(options.factory, roofs, options.gflops, options.bandwidth))
     except command.FactoryError as error:
         raise BenchInputError(str(error)) from error
     return OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from torch import nn
 from .core import patch
 from .estimate import comparison, measure
 
+# (device, "bf16" or "fp32") -> FLOP/s of matrix products, bytes/s of a copy
+Roofs = Callable[[torch.device, str], tuple[float, float]]
+
 
 class FactoryError(ValueError):
     """The factory cannot be imported, or returns something else than a model."""
 
 
-def patch_report(factory: str, gflops: float | None = None, bandwidth: float | None = None) -> str:
+def patch_report(factory: str, roofs: Roofs, gflops: float | None = None, bandwidth: float | None = None) -> str:
     """What `patch` replaces in the model of `factory`, "module:function"; with inputs, also the counts before and after.
 
-    Rates that are not given, in GFLOP/s and GB/s, are measured on the model's device.
+    `gflops` in GFLOP/s and `bandwidth` in GB/s; what is not given, `roofs` measures on the model's device.
 
     Raises:
         FactoryError: the function cannot be found, or returns neither a model nor (model, inputs).
@@ -28,7 +32,7 @@ def patch_report(factory: str, gflops: float | None = None, bandwidth: float | N
     model, inputs = _built(factory)
     if inputs is None:
         return f"{patch(model)}\n(return (model, inputs) from the factory for counts of kernels, FLOPs and bytes)"
-    rates = _rates(model, gflops, bandwidth)
+    rates = _rates(model, roofs, gflops, bandwidth)
     before = measure(model, inputs, *rates)
     report = patch(model)
     after = measure(model, inputs, *rates)
@@ -52,13 +56,10 @@ def _built(factory: str) -> tuple[nn.Module, Any]:
     return model, inputs
 
 
-def _rates(model: nn.Module, gflops: float | None, bandwidth: float | None) -> tuple[float, float]:
+def _rates(model: nn.Module, roofs: Roofs, gflops: float | None, bandwidth: float | None) -> tuple[float, float]:
     """FLOP/s and bytes/s."""
     if gflops is not None and bandwidth is not None:
         return gflops * 1e9, bandwidth * 1e9
-    from ..bench.ceilings import measure_ceilings
-
     parameter = next(model.parameters(), torch.empty(0))
-    ceilings = measure_ceilings(parameter.device, quick=True)
-    matrix = ceilings.matrix("bf16" if parameter.dtype == torch.bfloat16 else "fp32")
-    return (matrix if gflops is None else gflops * 1e9, ceilings.copy_bytes_per_s if bandwidth is None else bandwidth * 1e9)
+    matrix, copy = roofs(parameter.device, "bf16" if parameter.dtype == torch.bfloat16 else "fp32")
+    return matrix if gflops is None else gflops * 1e9, copy if bandwidth is None else bandwidth * 1e9

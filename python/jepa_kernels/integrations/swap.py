@@ -20,7 +20,7 @@ _COUNTS = "_jepa_kernels_fallbacks"
 _classes: dict[tuple[type, str], type] = {}
 
 
-def patched_class(original: type, target: Target) -> type:
+def patched_class(original: type, target: Target) -> type[nn.Module]:
     """The subclass of `original` that runs `target`; one for each pair."""
     key = (original, target.key)
     if key not in _classes:
@@ -52,7 +52,8 @@ def _generate(original: Any, target: Target) -> type:
         "__doc__": original.__doc__,
         _MARK: (original, target),
     }
-    return type(original)(original.__name__, (original,), namespace)
+    metaclass: Any = type(original)
+    return metaclass(original.__name__, (original,), namespace)
 
 
 def rebuild(original: type, key: str) -> nn.Module:
@@ -89,7 +90,7 @@ def is_patched(module: nn.Module) -> bool:
     return hasattr(type(module), _MARK)
 
 
-def patch_of(module: nn.Module) -> tuple[type, Target]:
+def patch_of(module: nn.Module) -> tuple[type[nn.Module], Target]:
     """The original class and the target of a patched module."""
     return getattr(type(module), _MARK)
 

@@ -43,8 +43,8 @@ def _refuse(self: Any) -> str | None:
     return None
 
 
-def _install(self: nn.Module) -> None:
-    self.__dict__[_T_MAX] = float(self.univariate_test.t[-1])  # type: ignore[union-attr, index, operator]
+def _install(self: Any) -> None:
+    self.__dict__[_T_MAX] = float(self.univariate_test.t[-1])
 
 
 def _uninstall(self: nn.Module) -> None:

@@ -47,7 +47,7 @@ def attend_packed(
     return y.transpose(1, 2).reshape(batch, tokens, width // 3)
 
 
-def conv_reason(x: Any, conv: nn.Module) -> str | None:
+def conv_reason(x: Any, conv: Any) -> str | None:
     """None, or why patches must go through the convolution itself."""
     if type(conv) not in (nn.Conv2d, nn.Conv3d):
         return f"the projection is a {type(conv).__name__}"
@@ -75,7 +75,7 @@ def refuse_conv(conv: Any) -> str | None:
     return None
 
 
-def embed(x: Tensor, conv: nn.Module, **options: Any) -> Tensor:
+def embed(x: Tensor, conv: Any, **options: Any) -> Tensor:
     """Patches to tokens (B, N, D) with a convolution's parameters; `options` as for `jk.patch_embed`."""
     tokens = patch_embed(x, conv.weight, conv.bias, **options)
     if any(option is not None for option in options.values()) or not tokens.requires_grad:

@@ -82,7 +82,7 @@ def nothing_to_replace(owner: type) -> bool:
 def parameter_names(owner: type) -> tuple[str, ...]:
     """Names of the parameters of a class's forward, without self; `**kwargs` with its stars."""
     forward = owner.__dict__["forward"]
-    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
     parameters = list(inspect.signature(forward).parameters.values())[1:]
     return tuple(stars.get(parameter.kind, "") + parameter.name for parameter in parameters)
 

@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..attention_masks import FrameCausal
@@ -136,7 +136,7 @@ def _refuse_predictor(self: Any) -> str | None:
     return None
 
 
-def _drop_mask(self: nn.Module) -> None:
+def _drop_mask(self: Any) -> None:
     self.attn_mask = _structure(self)
 
 

@@ -84,6 +84,15 @@ def test_vjepa2_ac_attention_without_actions_and_with_a_dense_mask():
     assert_same(attention, lambda module: module(x, T=3, H=2, W=2, attn_mask=dense))
 
 
+def test_tokens_may_be_changed_in_place():
+    embedding = ijepa.PatchEmbed(64, 16, 64)
+    jk.patch(embedding)
+    tokens = embedding(torch.ones(1, 3, 64, 64))
+    tokens += 1.0
+    tokens.sum().backward()
+    assert embedding.proj.bias.grad is not None
+
+
 def test_jepa_encoder():
     report = assert_same(jepa.VisionTransformer(), encode([CONTEXT]))
     assert {entry.code_base for entry in report.replaced} == {"jepa", "official"}

@@ -89,8 +89,8 @@ def _patch(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         entry = (name or "(the model)", type(module).__name__)
         if swap.is_patched(module):
-            present = swap.patch_of(module)[1]
-            report.already.append(Entry(*entry, present.code_base, present.what, module))
+            applied = swap.patch_of(module)[1]
+            report.already.append(Entry(*entry, applied.code_base, applied.what, module))
         elif names & {cls.__name__ for cls in type(module).__mro__}:
             target, reason = _choose(module, parents.get(id(module)), names)
             if target is None and reason is None:

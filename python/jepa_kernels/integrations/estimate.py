@@ -67,6 +67,8 @@ def _flops(func: Any, args: Any, kwargs: Any, out: Any) -> float:
             batch, tokens, _, heads, width = q.shape
             return 4.0 * batch * heads * tokens * tokens * width
         return 4.0 * q.numel() * args[1].shape[2]
+    if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:  # has no formula in torch
+        return 4.0 * args[0].numel() * args[1].shape[2]
     if name == "patch_embed":
         tokens = out if isinstance(out, Tensor) else out[0]
         return 2.0 * tokens.numel() * args[1][0].numel()

@@ -77,4 +77,8 @@ def refuse_conv(conv: Any) -> str | None:
 
 def embed(x: Tensor, conv: Any, **options: Any) -> Tensor:
     """Patches to tokens (B, N, D) with a convolution's parameters; `options` as for `jk.patch_embed`."""
-    return patch_embed(x, conv.weight, conv.bias, **options)
+    tokens = patch_embed(x, conv.weight, conv.bias, **options)
+    if any(option is not None for option in options.values()) or not tokens.requires_grad:
+        return tokens
+    # The caller is the original code, which may add positions in place: autograd forbids that on a view of an operator's output.
+    return tokens.clone()

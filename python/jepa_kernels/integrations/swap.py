@@ -58,7 +58,7 @@ def _generate(original: Any, target: Target) -> type:
 
 def rebuild(original: type, key: str) -> nn.Module:
     """An empty patched instance, for pickle and copy."""
-    cls = patched_class(original, all_targets()[key])
+    cls: Any = patched_class(original, all_targets()[key])
     return cls.__new__(cls)
 
 
@@ -97,8 +97,8 @@ def patch_of(module: nn.Module) -> tuple[type[nn.Module], Target]:
 
 def run_original(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The forward that the module had before it was patched; its own forward otherwise."""
-    forward = patch_of(module)[0].forward if is_patched(module) else type(module).forward
-    return forward(module, *args, **kwargs)
+    original: Any = patch_of(module)[0] if is_patched(module) else type(module)
+    return original.forward(module, *args, **kwargs)
 
 
 def count_fallback(module: nn.Module, reason: str) -> None:

@@ -241,6 +241,7 @@ TARGETS = (
         _ATTENTION,
         _ijepa_attention,
         _ijepa_attention_reason,
+        plain_signatures=(("hidden_states", "head_mask"),),  # of transformers 4, around IJepaSelfAttention
     ),
     Target(
         "transformers",

@@ -2,7 +2,8 @@
 
 The tiles of the context stand among those of the target in proportion to their number. With one mask, the kept patches of a clip
 follow the clip's tiles of the target, and find their pixels in the L2 cache; with several masks, which follow each other over the
-batch, they do as far as that cache holds the batch. Pixels in decoder order take two launches, one after the other.
+batch, they do as far as that cache holds the batch. Pixels in
+decoder order, or wider than a byte, take two launches, one after the other.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def forward(
     std: torch.Tensor | None,
 ) -> None:
     """Writes the tokens of all patches to `out` (B * N, D) and those of `rows` to `kept_out` (R, D'). Weights: contiguous."""
-    if pixels.stride(4) != 1:
-        # An address a pixel leaves no registers for two bodies in one kernel (it spills on sm_86): two launches.
+    if pixels.stride(4) != 1 or pixels.element_size() > 1:
+        # Wide pixels, or an address for each, leave no registers for two bodies in one kernel (it spills on sm_80 and sm_86).
         embed(pixels, weight, bias, None, pos_embed, mean, std, out)
         embed(pixels, kept_weight, kept_bias, rows, kept_pos_embed, mean, std, kept_out)
         return

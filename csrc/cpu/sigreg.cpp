@@ -42,9 +42,18 @@ void check_contiguous(const TensorView& view, int ndim, const char* name) {
   if (!view.is_contiguous()) fail(std::string(name) + ": must be contiguous");
 }
 
+// Contiguous but for the distance from point to point, as a block of slices has it.
+void check_sums(const TensorView& sums) {
+  check_view(sums, "sigreg: sums");
+  check_ndim(sums, 4, "sigreg: sums");
+  const int64_t row = sums.strides[2], points = sums.sizes[2];
+  if (sums.strides[3] != 1 || row < sums.sizes[3] || sums.strides[1] != points * row || (sums.sizes[0] > 1 && sums.strides[0] != 2 * points * row))
+    fail("sigreg: sums: must be contiguous, or a block of the last axis of a contiguous tensor");
+}
+
 SigregTask checked_task(const TensorView& projected, const TensorView& sums, double step) {
   check_contiguous(projected, 3, "sigreg: projected");
-  check_contiguous(sums, 4, "sigreg: sums");
+  check_sums(sums);
   const DType dtype = projected.dtype;
   if (dtype != DType::kFloat32 && dtype != DType::kFloat64 && dtype != DType::kBFloat16 && dtype != DType::kFloat16)
     fail(std::string("sigreg: projected: ") + name_of(dtype) + " is not a floating type");
@@ -58,28 +67,23 @@ SigregTask checked_task(const TensorView& projected, const TensorView& sums, dou
   task.samples = projected.sizes[1];
   task.slices = projected.sizes[2];
   task.points = sums.sizes[2];
+  task.sums_stride = sums.strides[2];
   task.step = dtype == DType::kFloat64 ? step : static_cast<double>(static_cast<float>(step));
   return task;
 }
 
-// Address of the v-th matrix of a contiguous stack.
-char* matrix(const TensorView& view, int64_t v) { return view.as<char>() + v * (view.numel() / view.sizes[0]) * item_size(view.dtype); }
+// Address of the v-th set.
+char* set_of(const TensorView& view, int64_t v) { return view.as<char>() + v * view.strides[0] * item_size(view.dtype); }
 
-void run(const SigregTask& task, const TensorView& projected, const TensorView& sums, const TensorView* grad_projected, int num_threads) {
+void run(const SigregTask& task, const TensorView& projected, const TensorView& sums, bool backward, int num_threads) {
   const int64_t sets = projected.sizes[0], blocks = (task.slices + kBlock - 1) / kBlock;
   if (sets == 0 || task.slices == 0) return;
   const SlicesKernel kernel = slices_kernel(task.dtype);
   parallel_for(sets * blocks, num_threads, [&](int64_t i) {
     std::vector<double> room(static_cast<size_t>(2 * task.points * kMaxSlices));
     SigregTask mine = task;
-    mine.projected = matrix(projected, i / blocks);
-    mine.sums = mine.grad_projected = nullptr;
-    if (grad_projected == nullptr) {
-      mine.sums = matrix(sums, i / blocks);
-    } else {
-      mine.grad_sums = matrix(sums, i / blocks);
-      mine.grad_projected = matrix(*grad_projected, i / blocks);
-    }
+    mine.projected = set_of(projected, i / blocks);
+    (backward ? mine.grad_sums : mine.sums) = set_of(sums, i / blocks);
     const int64_t begin = i % blocks * kBlock;
     kernel(mine, begin, std::min(begin + kBlock, task.slices), room.data());
   });
@@ -88,16 +92,12 @@ void run(const SigregTask& task, const TensorView& projected, const TensorView& 
 }  // namespace
 
 void sigreg_forward_cpu(const TensorView& projected, const TensorView& sums, double step, int num_threads) {
-  run(checked_task(projected, sums, step), projected, sums, nullptr, num_threads);
+  run(checked_task(projected, sums, step), projected, sums, false, num_threads);
 }
 
-void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& projected, const TensorView& grad_projected, double step,
-                         int num_threads) {
+void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& projected, double step, int num_threads) {
   const SigregTask task = checked_task(projected, grad_sums, step);
-  check_contiguous(grad_projected, 3, "sigreg: grad_projected");
-  check_dtype(grad_projected, projected.dtype, "sigreg: grad_projected");
-  for (int d = 0; d < 3; ++d) check_size(grad_projected, d, projected.sizes[d], "sigreg: grad_projected");
-  if (projected.numel() > 0) run(task, projected, grad_sums, &grad_projected, num_threads);
+  if (projected.numel() > 0) run(task, projected, grad_sums, true, num_threads);
 }
 
 }  // namespace jepa

@@ -11,14 +11,13 @@
 
 namespace jepa {
 
-// The slices [begin, end) of one set of samples. Rows of `projected` and `grad_projected` are `slices` elements apart.
+// One set of samples. Rows of `projected` are `slices` elements apart, those of the sums (2, points, slices) `sums_stride`.
 struct SigregTask {
-  const void* projected;
+  void* projected;  // overwritten by its gradient where grad_sums is given
   DType dtype;
-  void* sums;             // [2, points, slices]
-  const void* grad_sums;  // the same shape
-  void* grad_projected;   // null: the sums are wanted
-  int64_t samples, slices, points;
+  void* sums;       // written, or null
+  void* grad_sums;  // read, or null
+  int64_t samples, slices, points, sums_stride;
   double step;
 };
 
@@ -168,10 +167,10 @@ void sum_slices(const SigregTask& task, int64_t begin, int64_t count, double* to
   Scalar* sums = static_cast<Scalar*>(task.sums) + begin;
   for (int64_t i = 0; i < count; ++i) {
     sums[i] = static_cast<Scalar>(task.samples);
-    sums[task.points * task.slices + i] = 0;
+    sums[task.points * task.sums_stride + i] = 0;
     for (int64_t j = 0; j < moving; ++j) {
-      sums[(j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j) * L::kLanes + i]);
-      sums[(task.points + j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j + 1) * L::kLanes + i]);
+      sums[(j + 1) * task.sums_stride + i] = static_cast<Scalar>(totals[(2 * j) * L::kLanes + i]);
+      sums[(task.points + j + 1) * task.sums_stride + i] = static_cast<Scalar>(totals[(2 * j + 1) * L::kLanes + i]);
     }
   }
 }
@@ -183,21 +182,20 @@ void differentiate_slices(const SigregTask& task, int64_t begin, int64_t count, 
   using Scalar = typename L::Scalar;
   using Vec = typename L::Vec;
   const Scalar* grad_cosine = static_cast<const Scalar*>(task.grad_sums) + begin;
-  const Scalar* grad_sine = grad_cosine + task.points * task.slices;
+  const Scalar* grad_sine = grad_cosine + task.points * task.sums_stride;
   const int64_t moving = task.points - 1;
   for (int64_t j = 0; j < moving; ++j) {
     const Vec factor = L::set(static_cast<Scalar>(task.step * static_cast<double>(j + 1)));
-    L::store(room + 2 * j * L::kLanes, factor * load_some<L>(grad_sine + (j + 1) * task.slices, count));
-    L::store(room + (2 * j + 1) * L::kLanes, factor * load_some<L>(grad_cosine + (j + 1) * task.slices, count));
+    L::store(room + 2 * j * L::kLanes, factor * load_some<L>(grad_sine + (j + 1) * task.sums_stride, count));
+    L::store(room + (2 * j + 1) * L::kLanes, factor * load_some<L>(grad_cosine + (j + 1) * task.sums_stride, count));
   }
-  const T* from = static_cast<const T*>(task.projected) + begin;
-  T* to = static_cast<T*>(task.grad_projected) + begin;
+  T* at = static_cast<T*>(task.projected) + begin;
   const auto step = [&](int64_t n, auto together) {
     constexpr int kCount = decltype(together)::value;
     Vec s[kCount], c[kCount], real[kCount], imaginary[kCount];
 #pragma GCC unroll 4
     for (int i = 0; i < kCount; ++i) {
-      sine_cosine<L>(load_some<L>(from + (n + i) * task.slices, count), static_cast<Scalar>(task.step), &s[i], &c[i]);
+      sine_cosine<L>(load_some<L>(at + (n + i) * task.slices, count), static_cast<Scalar>(task.step), &s[i], &c[i]);
       real[i] = imaginary[i] = L::set(0);
     }
     for (int64_t j = moving - 1; j >= 0; --j) {
@@ -210,7 +208,7 @@ void differentiate_slices(const SigregTask& task, int64_t begin, int64_t count, 
       }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < kCount; ++i) store_some<L>(to + (n + i) * task.slices, real[i], count);
+    for (int i = 0; i < kCount; ++i) store_some<L>(at + (n + i) * task.slices, real[i], count);
   };
   int64_t n = 0;
   for (; n + kTogether <= task.samples; n += kTogether) step(n, std::integral_constant<int, kTogether>{});
@@ -221,7 +219,7 @@ template <typename L, typename T>
 void run_slices(const SigregTask& task, int64_t begin, int64_t end, double* room) {
   for (int64_t k = begin; k < end; k += L::kLanes) {
     const int64_t count = end - k < L::kLanes ? end - k : L::kLanes;
-    if (task.grad_projected == nullptr)
+    if (task.grad_sums == nullptr)
       sum_slices<L, T>(task, k, count, room);
     else
       differentiate_slices<L, T>(task, k, count, reinterpret_cast<typename L::Scalar*>(room));

@@ -188,28 +188,60 @@ def test_sine_and_cosine_have_the_stated_error(level):
 
 
 def test_writes_every_element_and_nothing_outside():
-    projected = torch.randn(2, 70, 37)
+    projected, projected_whole = guarded(torch.randn(2, 70, 37))
     sums, whole = guarded(torch.full((2, 2, 5, 37), math.nan))
-    gradient, gradient_whole = guarded(torch.full((2, 70, 37), math.nan))
     view, native = operator._native.view, operator._native.cpu()
     native.sigreg_forward(view(projected), view(sums), 0.5, 2)
-    native.sigreg_backward(view(sums), view(projected), view(gradient), 0.5, 2)
+    before = projected.clone()
+    native.sigreg_backward(view(sums), view(projected), 0.5, 2)
     assert_guards_intact(whole)
-    assert_guards_intact(gradient_whole)
-    assert torch.all(torch.isfinite(sums)) and torch.all(torch.isfinite(gradient))
+    assert_guards_intact(projected_whole)
+    assert torch.all(torch.isfinite(sums)) and torch.all(torch.isfinite(projected))
+    assert torch.all(projected != before)
+
+
+def test_a_block_of_slices_is_written_in_place():
+    projected, native, view = torch.randn(2, 70, 40), operator._native.cpu(), operator._native.view
+    whole, expected = torch.full((2, 2, 5, 64), math.nan), torch.empty(2, 2, 5, 40)
+    native.sigreg_forward(view(projected), view(whole[..., 7:47]), 0.5, 2)
+    native.sigreg_forward(view(projected), view(expected), 0.5, 2)
+    assert torch.equal(whole[..., 7:47], expected)
+    assert torch.all(torch.isnan(whole[..., :7])) and torch.all(torch.isnan(whole[..., 47:]))
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [torch.empty(2, 2, 5, 80)[..., ::2], torch.empty(2, 2, 9, 40)[:, :, :5], torch.empty(2, 3, 5, 40)[:, ::2]],
+)
+def test_the_binding_refuses_sums_that_are_no_block_of_slices(sums):
+    view = operator._native.view
+    with pytest.raises(ValueError, match="a block of the last axis of a contiguous tensor"):
+        operator._native.cpu().sigreg_forward(view(torch.randn(2, 70, 40)), view(sums), 0.5, 1)
+
+
+@pytest.mark.parametrize("elements", [1, 90, 5_000, 70_000])
+def test_result_is_that_of_one_block(elements, monkeypatch):
+    """Blocks of one row or of few, that end inside a set, and that hold two of three sets."""
+    x = torch.randn(3, 70, 6, dtype=torch.float64, requires_grad=True)
+    directions = unit(6, 300, 0).double()
+    whole = run(("cpu", "cpu"), x, directions=directions)
+    monkeypatch.setitem(operator._BLOCK_ELEMENTS, "cpu", elements)
+    monkeypatch.setattr(operator, "_SLICES_MULTIPLE", 32)
+    blocks = run(("cpu", "cpu"), x, directions=directions)
+    assert relative(blocks[0], whole[0]) < 1e-14 and relative(blocks[1], whole[1]) < 1e-14
 
 
 def test_result_depends_neither_on_threads_nor_on_the_run():
     x = torch.randn(2, 300, 16, requires_grad=True)
     before = torch.get_num_threads()
-    projected, results = torch.randn(2, 300, 200), []
+    given, results = torch.randn(2, 300, 200), []
     for threads in (1, 2, 3, 2):
-        sums, gradient = torch.empty(2, 2, 17, 200), torch.empty(2, 300, 200)
+        sums, projected = torch.empty(2, 2, 17, 200), given.clone()
         operator._native.cpu().sigreg_forward(
             operator._native.view(projected), operator._native.view(sums), 0.2, threads
         )
-        operator._native.cpu().sigreg_backward(*map(operator._native.view, (sums, projected, gradient)), 0.2, threads)
-        results.append((sums, gradient))
+        operator._native.cpu().sigreg_backward(*map(operator._native.view, (sums, projected)), 0.2, threads)
+        results.append((sums, projected))
     assert all(torch.equal(s, results[0][0]) and torch.equal(g, results[0][1]) for s, g in results)
     assert torch.get_num_threads() == before
     assert torch.equal(run(("cpu", "cpu"), x, seed=1)[1], run(("cpu", "cpu"), x, seed=1)[1])

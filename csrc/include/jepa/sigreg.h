@@ -5,12 +5,12 @@
 
 namespace jepa {
 
-// projected (V, N, K), contiguous; sums (V, 2, T, K), contiguous, float32 (float64 for float64 projected): at [v, 0, j, k] the sum over n
-// of cos(j * step * projected[v, n, k]), at [v, 1, j, k] that of the sine. step is float32's rounding of it for float32 sums.
+// projected (V, N, K), contiguous; sums (V, 2, T, K), float32 (float64 for float64 projected), contiguous or a block of the last axis of a
+// contiguous tensor: at [v, 0, j, k] the sum over n of cos(j * step * projected[v, n, k]), at [v, 1, j, k] that of the sine. step is
+// float32's rounding of it for float32 sums.
 void sigreg_forward_cpu(const TensorView& projected, const TensorView& sums, double step, int num_threads);
 
-// grad_projected, like projected, from grad_sums, like sums.
-void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& projected, const TensorView& grad_projected, double step,
-                         int num_threads);
+// Overwrites `projected` by its gradient, from that of the sums.
+void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& projected, double step, int num_threads);
 
 }  // namespace jepa

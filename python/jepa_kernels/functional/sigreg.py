@@ -60,8 +60,9 @@ def sigreg(
     value and gradient. Non-finite inputs make the result NaN. float32 angles t_max * |z| beyond 1e4 are exact on cpu
     and lose digits on triton.
 
-    Cost: 2 * N * D * K FLOPs of matrix product forward and backward each; 6 FLOPs a sample, slice and point forward, 8
-        backward. Bytes: x, A and (N, K) projections, written once and read twice; (2, num_points, K) sums.
+    Cost: 2 * N * D * K FLOPs of matrix product forward and twice that backward, where projections are made again; 6
+        FLOPs a sample, slice and point forward, 8 backward. Bytes: x, A and (2, num_points, K) sums; projections exist
+        block by block, in 512 KiB of float32 on a CPU.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton, as far as the matrix product
     is.
@@ -81,7 +82,7 @@ def sigreg(
     if directions is None:
         drawn = unit_directions(x.detach(), num_slices, torch.tensor(seed) if isinstance(seed, int) else seed)
         arguments["directions"] = drawn.to(arguments["x"].dtype)
-    sums, _ = _operator(**arguments)  # [V, 2, T, K]
+    sums = _operator(**arguments)  # [V, 2, T, K]
     count: Tensor | int = x.shape[-2]
     if group is not None:
         sums, count = _joined(sums, x.shape[-2], group)

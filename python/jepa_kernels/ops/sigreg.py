@@ -2,11 +2,12 @@
 
 `sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
 cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
-float64); and the projections (V, N, K), which the backward pass reads again.
+float64). Projections are made block by block in one buffer, forward and again backward, and never exist as a whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TRITON_POINTS = 33  # two sums a point live in each thread's registers
+# Projections that exist at a time: on a CPU half of a core's second-level cache in float32, on a GPU enough to fill it.
+_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
+_SLICES_MULTIPLE = 128  # of a block of slices: what one program of the Triton kernel takes, and a multiple of the CPU's
 
 
 def sums_dtype(x: Tensor) -> torch.dtype:
@@ -49,35 +53,91 @@ def _step(num_points: int, t_max: float) -> float:
     return t_max / (num_points - 1)
 
 
-def _cpu_forward(x, directions, num_points, t_max) -> tuple[Tensor, Tensor]:
-    projected = torch.matmul(x, directions)
+def _sums_by_slices(
+    x: Tensor, directions: Tensor, num_points: int, add: Callable[[Tensor, Tensor], None]
+) -> Tensor:
+    """The sums of all slices; `add` fills those of one block (V, 2, T, k) from its projections (V, N, k)."""
     sums = x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
-    _native.cpu().sigreg_forward(
-        _native.view(projected), _native.view(sums), _step(num_points, t_max), torch.get_num_threads()
+    rows, slices = x.reshape(-1, x.shape[2]), directions.shape[1]
+    fitting = _block_elements(x) // len(rows) // _SLICES_MULTIPLE * _SLICES_MULTIPLE
+    width = min(max(fitting, _SLICES_MULTIPLE), slices)
+    room = x.new_empty(len(rows) * width)
+    for begin in range(0, slices, width):
+        block = directions[:, begin : begin + width]
+        projected = room[: len(rows) * block.shape[1]].view(len(rows), -1)
+        torch.mm(rows, block, out=projected)
+        add(sums[..., begin : begin + width], projected.view(*x.shape[:2], -1))
+    return sums
+
+
+def _gradient_by_samples(
+    grad: Tensor, x: Tensor, directions: Tensor, differentiate: Callable[[Tensor, Tensor], None]
+) -> Tensor:
+    """The gradient of x; `differentiate` overwrites projections (v, n, K) by their gradient, from that of v sets' sums.
+
+    Blocks are of samples and not of slices: then each row of the result comes from one matrix product.
+    """
+    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    grad, slices = grad.contiguous(), directions.shape[1]
+    room = x.new_empty(min(max(_block_elements(x), slices), x.shape[0] * x.shape[1] * slices))
+    for sets, samples in _blocks_of_samples(x, len(room) // slices):
+        part = x[sets, samples]
+        projected = room[: part.shape[0] * part.shape[1] * slices].view(*part.shape[:2], slices)
+        torch.mm(part.reshape(-1, x.shape[2]), directions, out=projected.view(-1, slices))
+        differentiate(grad[sets], projected)
+        torch.mm(projected.view(-1, slices), directions.t(), out=gradient[sets, samples].view(-1, x.shape[2]))
+    return gradient
+
+
+def _block_elements(x: Tensor) -> int:
+    return _BLOCK_ELEMENTS.get(x.device.type, _BLOCK_ELEMENTS["cuda"])
+
+
+def _blocks_of_samples(x: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Covers x by blocks of at most `rows` samples: whole sets if one fits, else parts of one set."""
+    sets, samples = x.shape[:2]
+    together, part = max(rows // samples, 1), min(rows, samples)
+    for first in range(0, sets, together):
+        for begin in range(0, samples, part):
+            yield slice(first, first + together), slice(begin, begin + part)
+
+
+def _cpu_forward(x, directions, num_points, t_max) -> Tensor:
+    native, step, threads = _native.cpu(), _step(num_points, t_max), torch.get_num_threads()
+    return _sums_by_slices(
+        x,
+        directions,
+        num_points,
+        lambda sums, projected: native.sigreg_forward(_native.view(projected), _native.view(sums), step, threads),
     )
-    return sums, projected
 
 
-def _cpu_backward(grad, projected, directions, num_points, t_max) -> Tensor:
-    gradient, grad = torch.empty_like(projected), grad.contiguous()
-    views = [_native.view(tensor) for tensor in (grad, projected, gradient)]
-    _native.cpu().sigreg_backward(*views, _step(num_points, t_max), torch.get_num_threads())
-    return torch.matmul(gradient, directions.t())
+def _cpu_backward(grad, x, directions, num_points, t_max) -> Tensor:
+    native, step, threads = _native.cpu(), _step(num_points, t_max), torch.get_num_threads()
+    return _gradient_by_samples(
+        grad,
+        x,
+        directions,
+        lambda grad, projected: native.sigreg_backward(_native.view(grad), _native.view(projected), step, threads),
+    )
 
 
-def _triton_forward(x, directions, num_points, t_max) -> tuple[Tensor, Tensor]:
+def _triton_forward(x, directions, num_points, t_max) -> Tensor:
     from ..kernels import sigreg as kernel
 
-    projected = torch.matmul(x, directions)
-    return kernel.forward(projected, num_points, _step(num_points, t_max)), projected
+    step = _step(num_points, t_max)
+    return _sums_by_slices(
+        x, directions, num_points, lambda sums, projected: kernel.forward(projected, sums, step)
+    )
 
 
-def _triton_backward(grad, projected, directions, num_points, t_max) -> Tensor:
+def _triton_backward(grad, x, directions, num_points, t_max) -> Tensor:
     from ..kernels import sigreg as kernel
 
-    gradient = torch.empty_like(projected)
-    kernel.backward(grad.contiguous(), projected, gradient, _step(num_points, t_max))
-    return torch.matmul(gradient, directions.t())
+    step = _step(num_points, t_max)
+    return _gradient_by_samples(
+        grad, x, directions, lambda grad, projected: kernel.backward(grad, projected, step)
+    )
 
 
 OPERATOR = register(
@@ -95,32 +155,31 @@ OPERATOR = register(
 )
 
 
-def _forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
     arguments = (x, directions, num_points, t_max)
     return backends.resolve(OPERATOR, x.device, arguments).functions["forward"](*arguments)
 
 
-def _fake_forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
-    slices = directions.shape[1]
-    return x.new_empty((x.shape[0], 2, num_points, slices), dtype=sums_dtype(x)), x.new_empty((*x.shape[:2], slices))
+def _fake_forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    return x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
 
 
-def _backward(grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
-    arguments = (projected, directions, num_points, t_max)
-    return backends.resolve(OPERATOR, projected.device, arguments).functions["backward"](grad, *arguments)
+def _backward(grad: Tensor, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    arguments = (x, directions, num_points, t_max)
+    return backends.resolve(OPERATOR, x.device, arguments).functions["backward"](grad, *arguments)
 
 
-def _fake_backward(grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
-    return projected.new_empty((*projected.shape[:2], directions.shape[0]))
+def _fake_backward(grad: Tensor, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, directions, ctx.num_points, ctx.t_max = inputs
-    ctx.save_for_backward(output[1], directions)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, directions, ctx.num_points, ctx.t_max = inputs
+    ctx.save_for_backward(x, directions)
     ctx.backend = backends.forced_by_context()
 
 
-def _autograd(ctx: Any, grad: Tensor, _of_projected: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradient = None
     if ctx.needs_input_grad[0]:
         with backends.backend(ctx.backend):
@@ -137,13 +196,13 @@ def _fake_directions(like: Tensor, num_slices: int, seed: Tensor | None) -> Tens
 
 
 _sigreg_backward = define(
-    "sigreg_backward(Tensor grad, Tensor projected, Tensor directions, SymInt num_points, float t_max) -> Tensor",
+    "sigreg_backward(Tensor grad, Tensor x, Tensor directions, SymInt num_points, float t_max) -> Tensor",
     _backward,
     _fake_backward,
     backward=_no_second_derivative,
 )
 sigreg = define(
-    "sigreg(Tensor x, Tensor directions, SymInt num_points, float t_max) -> (Tensor, Tensor)",
+    "sigreg(Tensor x, Tensor directions, SymInt num_points, float t_max) -> Tensor",
     _forward,
     _fake_forward,
     backward=_autograd,

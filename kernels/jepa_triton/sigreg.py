@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ._common import AotCase
 
-_BLOCK = 128  # slices of a program
+BLOCK = 128  # slices of a program
 _MIN_SPLIT = 32  # samples of a program, at least: each writes a sum for every slice and point
 _MAX_SPLITS = 64
 
@@ -117,9 +117,9 @@ def forward(projected: torch.Tensor, sums: torch.Tensor, step: float) -> None:
     split, moving = _split(samples), sums.shape[2] - 1
     splits = triton.cdiv(samples, split)
     partial = projected.new_empty((splits, sets, 2, moving, slices), dtype=torch.float32)
-    grid = (triton.cdiv(slices, _BLOCK), splits, sets)
+    grid = (triton.cdiv(slices, BLOCK), splits, sets)
     sigreg_forward_kernel[grid](
-        projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=_BLOCK, num_warps=4
+        projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=BLOCK, num_warps=4
     )
     sums[:, 0, 0] = samples
     sums[:, 1, 0] = 0
@@ -130,7 +130,7 @@ def backward(grad_sums: torch.Tensor, projected: torch.Tensor, step: float) -> N
     """Overwrites `projected` (V, N, K) by its gradient; both contiguous."""
     sets, samples, slices = projected.shape
     split = _split(samples)
-    grid = (triton.cdiv(slices, _BLOCK), triton.cdiv(samples, split), sets)
+    grid = (triton.cdiv(slices, BLOCK), triton.cdiv(samples, split), sets)
     sigreg_backward_kernel[grid](
         grad_sums,
         projected,
@@ -139,7 +139,7 @@ def backward(grad_sums: torch.Tensor, projected: torch.Tensor, step: float) -> N
         slices,
         split,
         MOVING=grad_sums.shape[2] - 1,
-        BLOCK=_BLOCK,
+        BLOCK=BLOCK,
         num_warps=4,
     )
 
@@ -151,7 +151,7 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
     """Configurations of the compile gate: the published number of points, and the most that the kernel takes."""
     cases = []
     for dtype, points in [("fp32", 17)] if quick else [("fp32", 17), ("bf16", 17), ("fp16", 2), ("fp32", 33)]:
-        constants = {"MOVING": points - 1, "BLOCK": _BLOCK}
+        constants = {"MOVING": points - 1, "BLOCK": BLOCK}
         forward_signature = {"projected": f"*{dtype}", "partial": "*fp32", **_SCALARS}
         backward_signature = {
             "grad_sums": "*fp32",

@@ -61,8 +61,8 @@ def sigreg(
     and lose digits on triton.
 
     Cost: 2 * N * D * K FLOPs of matrix product forward and twice that backward, where projections are made again; 6
-        FLOPs a sample, slice and point forward, 8 backward. Bytes: x, A and (2, num_points, K) sums; projections exist
-        block by block, in 512 KiB of float32 on a CPU.
+        FLOPs a sample, slice and point forward, 8 backward. Bytes: x, A and (2, num_points, K) sums. On a CPU
+        projections stay in the caches, at most 64 samples' a thread; on a GPU they exist 2**24 at a time.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton, as far as the matrix product
     is.

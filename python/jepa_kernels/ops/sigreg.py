@@ -2,12 +2,12 @@
 
 `sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
 cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
-float64). Projections are made block by block in one buffer, forward and again backward, and never exist as a whole.
+float64). Projections are made block by block, forward and again backward, and are not kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,9 +21,7 @@ from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TRITON_POINTS = 33  # two sums a point live in each thread's registers
-# Projections that exist at a time: on a CPU half of a core's second-level cache in float32, on a GPU enough to fill it.
-_BLOCK_ELEMENTS = {"cpu": 1 << 17, "cuda": 1 << 24}
-_SLICES_MULTIPLE = 128  # of a block of slices: what one program of the Triton kernel takes, and a multiple of the CPU's
+_BLOCK_ELEMENTS = 1 << 24  # projections that exist at a time on a GPU: enough to fill it
 
 
 def sums_dtype(x: Tensor) -> torch.dtype:
@@ -53,44 +51,43 @@ def _step(num_points: int, t_max: float) -> float:
     return t_max / (num_points - 1)
 
 
-def _sums_by_slices(
-    x: Tensor, directions: Tensor, num_points: int, add: Callable[[Tensor, Tensor], None]
-) -> Tensor:
-    """The sums of all slices; `add` fills those of one block (V, 2, T, k) from its projections (V, N, k)."""
+def _cpu_forward(x, directions, num_points, t_max) -> Tensor:
     sums = x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
-    rows, slices = x.reshape(-1, x.shape[2]), directions.shape[1]
-    fitting = _block_elements(x) // len(rows) // _SLICES_MULTIPLE * _SLICES_MULTIPLE
-    width = min(max(fitting, _SLICES_MULTIPLE), slices)
-    room = x.new_empty(len(rows) * width)
-    for begin in range(0, slices, width):
-        block = directions[:, begin : begin + width]
-        projected = room[: len(rows) * block.shape[1]].view(len(rows), -1)
-        torch.mm(rows, block, out=projected)
-        add(sums[..., begin : begin + width], projected.view(*x.shape[:2], -1))
+    views = [_native.view(tensor) for tensor in (x.contiguous(), directions.contiguous(), sums)]
+    _native.cpu().sigreg_forward(*views, _step(num_points, t_max), torch.get_num_threads())
     return sums
 
 
-def _gradient_by_samples(
-    grad: Tensor, x: Tensor, directions: Tensor, differentiate: Callable[[Tensor, Tensor], None]
-) -> Tensor:
-    """The gradient of x; `differentiate` overwrites projections (v, n, K) by their gradient, from that of v sets' sums.
-
-    Blocks are of samples and not of slices: then each row of the result comes from one matrix product.
-    """
+def _cpu_backward(grad, x, directions, num_points, t_max) -> Tensor:
     gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
-    grad, slices = grad.contiguous(), directions.shape[1]
-    room = x.new_empty(min(max(_block_elements(x), slices), x.shape[0] * x.shape[1] * slices))
-    for sets, samples in _blocks_of_samples(x, len(room) // slices):
-        part = x[sets, samples]
-        projected = room[: part.shape[0] * part.shape[1] * slices].view(*part.shape[:2], slices)
-        torch.mm(part.reshape(-1, x.shape[2]), directions, out=projected.view(-1, slices))
-        differentiate(grad[sets], projected)
-        torch.mm(projected.view(-1, slices), directions.t(), out=gradient[sets, samples].view(-1, x.shape[2]))
+    views = [_native.view(tensor) for tensor in (grad.contiguous(), x.contiguous(), directions.contiguous(), gradient)]
+    _native.cpu().sigreg_backward(*views, _step(num_points, t_max), torch.get_num_threads())
     return gradient
 
 
-def _block_elements(x: Tensor) -> int:
-    return _BLOCK_ELEMENTS.get(x.device.type, _BLOCK_ELEMENTS["cuda"])
+def _triton_forward(x, directions, num_points, t_max) -> Tensor:
+    """The sums of blocks of slices, whose projections exist one block at a time."""
+    from ..kernels import sigreg as kernel
+
+    slices, rows = directions.shape[1], x.shape[0] * x.shape[1]
+    sums = x.new_empty((x.shape[0], 2, num_points, slices), dtype=sums_dtype(x))
+    width = max(_BLOCK_ELEMENTS // rows // kernel.BLOCK, 1) * kernel.BLOCK
+    for begin in range(0, slices, width):
+        projected = torch.matmul(x, directions[:, begin : begin + width])
+        kernel.forward(projected, sums[..., begin : begin + width], _step(num_points, t_max))
+    return sums
+
+
+def _triton_backward(grad, x, directions, num_points, t_max) -> Tensor:
+    """The gradient of blocks of samples: each row of it comes from one matrix product."""
+    from ..kernels import sigreg as kernel
+
+    gradient, grad = torch.empty_like(x, memory_format=torch.contiguous_format), grad.contiguous()
+    for sets, samples in _blocks_of_samples(x, max(_BLOCK_ELEMENTS // directions.shape[1], 1)):
+        projected = torch.matmul(x[sets, samples], directions)
+        kernel.backward(grad[sets], projected, _step(num_points, t_max))
+        torch.matmul(projected, directions.t(), out=gradient[sets, samples])
+    return gradient
 
 
 def _blocks_of_samples(x: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
@@ -100,44 +97,6 @@ def _blocks_of_samples(x: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
     for first in range(0, sets, together):
         for begin in range(0, samples, part):
             yield slice(first, first + together), slice(begin, begin + part)
-
-
-def _cpu_forward(x, directions, num_points, t_max) -> Tensor:
-    native, step, threads = _native.cpu(), _step(num_points, t_max), torch.get_num_threads()
-    return _sums_by_slices(
-        x,
-        directions,
-        num_points,
-        lambda sums, projected: native.sigreg_forward(_native.view(projected), _native.view(sums), step, threads),
-    )
-
-
-def _cpu_backward(grad, x, directions, num_points, t_max) -> Tensor:
-    native, step, threads = _native.cpu(), _step(num_points, t_max), torch.get_num_threads()
-    return _gradient_by_samples(
-        grad,
-        x,
-        directions,
-        lambda grad, projected: native.sigreg_backward(_native.view(grad), _native.view(projected), step, threads),
-    )
-
-
-def _triton_forward(x, directions, num_points, t_max) -> Tensor:
-    from ..kernels import sigreg as kernel
-
-    step = _step(num_points, t_max)
-    return _sums_by_slices(
-        x, directions, num_points, lambda sums, projected: kernel.forward(projected, sums, step)
-    )
-
-
-def _triton_backward(grad, x, directions, num_points, t_max) -> Tensor:
-    from ..kernels import sigreg as kernel
-
-    step = _step(num_points, t_max)
-    return _gradient_by_samples(
-        grad, x, directions, lambda grad, projected: kernel.backward(grad, projected, step)
-    )
 
 
 OPERATOR = register(

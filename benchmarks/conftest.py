@@ -7,15 +7,19 @@ result is wrong fails and is not timed. For paired ratios in interleaved rounds 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 import torch
 
 from jepa_kernels.backends import BackendError
-from jepa_kernels.bench import runner
-from jepa_kernels.bench.cases import Case, Provider, Setting, all_cases
-from jepa_kernels.bench.session import choose_device
+from jepa_kernels.bench import energy_run, runner
+from jepa_kernels.bench.cases import Case, Provider, Setting, Work, all_cases
+from jepa_kernels.bench.ceilings import Ceilings
+from jepa_kernels.bench.devices import choose_device
+from jepa_kernels.bench.suite import QUICK
+from jepa_kernels.bench.timing import Timed
 from jepa_kernels.bench.video import load_clip
 
 Measure = Callable[[Case, Provider], None]
@@ -25,6 +29,7 @@ Made = tuple[Any, list[torch.Tensor], list[torch.Tensor]]
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("jepa-kernels")
     group.addoption("--jepa-suite", choices=("quick", "full"), default="quick", help="sizes of the cases")
+    group.addoption("--jepa-energy", choices=energy_run.MODES, default="auto", help="as `jepa-kernels bench run --energy`")
     group.addoption("--jepa-device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
@@ -55,9 +60,30 @@ def made(request: pytest.FixtureRequest) -> Callable[[Case], Made]:
     return make
 
 
+@pytest.fixture(scope="session")
+def bench_session(request: pytest.FixtureRequest) -> runner.Session:
+    """The meters of the device; ceilings and inputs are not needed for energy."""
+    device = choose_device(request.config.getoption("--jepa-device"))
+    suite = replace(QUICK, energy=request.config.getoption("--jepa-energy"))
+    setting = Setting(0, device, lambda: load_clip(None))
+    nothing = Ceilings(str(device), 1.0, 0, None, 1.0, 1.0, 0)
+    return runner.Session(suite, setting, nothing, meters=energy_run.prepare(device, suite))
+
+
+def energy_of(
+    case: Case, provider: Provider, prepared: runner.Prepared, work: Work, session: runner.Session, seconds: float
+) -> dict[str, Any]:
+    """Joules of a call in windows after the timing, or null and the reason."""
+    cell = runner.Cell(provider, timed=Timed(provider.name, prepared.call, provider.context, samples={0: seconds}))
+    energy_run.measure_cells(case, [cell], work, session, energy_run.timeline(session), session.suite.case_budget_s)
+    return cell.energy.as_dict()
+
+
 @pytest.fixture
-def measure(benchmark: Any, made: Callable[[Case], Made], request: pytest.FixtureRequest) -> Measure:
-    """Check a provider, then hand it to pytest-benchmark."""
+def measure(
+    benchmark: Any, made: Callable[[Case], Made], bench_session: runner.Session, request: pytest.FixtureRequest
+) -> Measure:
+    """Check a provider, then hand it to pytest-benchmark; `extra_info["jepa"]` has what its format has no place for."""
     device = choose_device(request.config.getoption("--jepa-device"))
 
     def synchronise() -> None:
@@ -81,8 +107,17 @@ def measure(benchmark: Any, made: Callable[[Case], Made], request: pytest.Fixtur
 
         work = case.work(inputs)
         benchmark.group = case.id
-        benchmark.extra_info |= {"flops": work.flops, "bytes": work.bytes, "first_call_s": prepared.first_call_s}
         with provider.context():
             benchmark(call)
+        seconds = benchmark.stats.stats.median if benchmark.stats else prepared.first_call_s
+        benchmark.extra_info["jepa"] = {
+            "case_id": case.id,
+            "provider": provider.name,
+            "clock": "wall",
+            "work": asdict(work),
+            "first_call_s": prepared.first_call_s,
+            "correctness": prepared.check.as_dict(),
+            "energy": energy_of(case, provider, prepared, work, bench_session, seconds),
+        }
 
     return run

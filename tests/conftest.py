@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -39,10 +39,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def backend_parameters(*extra: str) -> list:  # type: ignore[type-arg]
-    """Parameters (device, backend): the CPU ones always, the GPU ones under the mark `gpu`."""
+def backend_parameters(*extra: str, without: Sequence[str] = ()) -> list:  # type: ignore[type-arg]
+    """Parameters (device, backend): the CPU ones always, the GPU ones, but for `without`, under the mark `gpu`."""
+    names = [name for name in (*GPU_BACKENDS, *extra) if name not in without]
     cpu = [pytest.param(("cpu", name), id=f"cpu-{name}") for name in CPU_BACKENDS]
-    gpu = [pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu) for name in (*GPU_BACKENDS, *extra)]
+    gpu = [pytest.param(("cuda", name), id=f"cuda-{name}", marks=pytest.mark.gpu) for name in names]
     return cpu + gpu
 
 

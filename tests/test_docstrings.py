@@ -33,6 +33,7 @@ def test_examples(name, tmp_path, monkeypatch):
 def test_the_public_functions_have_examples():
     for name in (
         "patch_embed",
+        "patch_embed_pair",
         "masked_attention",
         "ema_update_",
         "jepa_loss",
@@ -67,8 +68,8 @@ def test_every_operator_has_its_file_in_every_folder():
                 f"tests/kernels/test_{operator.name}_interpreter.py",
             ]
         if "cpu" in operator.backends:
-            expected.append(f"csrc/cpu/{operator.name}.cpp")
+            expected.append(f"csrc/cpu/{operator.native or operator.name}.cpp")
         if "cuda" in operator.backends:
-            expected.append(f"csrc/cuda/{operator.name}.cu")
+            expected.append(f"csrc/cuda/{operator.native or operator.name}.cu")
         missing = [name for name in expected if not (root / name).is_file()]
         assert not missing, missing

@@ -8,6 +8,7 @@ namespace jepa {
 namespace py = pybind11;
 
 void bind_patch_embed(py::module_& m) {
+  m.def("kept_rows", &kept_rows_cpu, py::arg("ids"), py::arg("tokens"), py::arg("rows"));
   m.def(
       "pack_patches",
       [](const TensorView& pixels, const TensorView& rows, int64_t first_row, const TensorView& mean, const TensorView& std, int64_t patch_t,

@@ -100,15 +100,14 @@ int64_t pack_chunks(const AttentionProblem& p) { return (p.keys + kPackChunk - 1
 
 int64_t chunk_end(const AttentionProblem& p, int64_t chunk) { return std::min(p.keys, (chunk + 1) * kPackChunk); }
 
-// Takes out the problems that need the exact path, and runs them.
-Problems run_exact(const Problems& problems, DType dtype, bool backward, int num_threads) {
+// Takes out the problems whose backward needs the exact path, and runs them.
+Problems run_exact_backward(const Problems& problems, DType dtype, int num_threads) {
   std::vector<uint8_t> exact(problems.size(), 0);
   for_each_item(static_cast<int64_t>(problems.size()), num_threads, [&](int64_t, int64_t i) {
     const AttentionProblem& p = problems[static_cast<size_t>(i)];
-    if (p.mask == nullptr && p.tokens_per_frame == 0) return;
-    if (attention_inputs_are_finite(p, dtype, backward)) return;
+    if (!p.is_masked() || backward_inputs_are_finite(p, dtype)) return;
     exact[static_cast<size_t>(i)] = 1;
-    backward ? attention_backward_exact(p, dtype) : attention_forward_exact(p, dtype);
+    attention_backward_exact(p, dtype);
   });
   Problems rest;
   for (size_t i = 0; i < problems.size(); ++i)
@@ -146,7 +145,7 @@ void forward_whole_heads(const AttentionKernels& kernels, const Problems& proble
   for_each_item(static_cast<int64_t>(problems.size()), num_threads, [&](int64_t worker, int64_t i) {
     const AttentionProblem& p = problems[static_cast<size_t>(i)];
     char* packed = buffer.get() + worker * stride;
-    kernels.forward_pack(p, packed, 0, p.keys);
+    if (!kernels.forward_pack(p, packed, 0, p.keys)) return attention_forward_exact(p, dtype);
     const int64_t blocks = kernels.query_blocks(p), next = i + num_threads;
     for (int64_t block = 0; block < blocks; ++block) {
       if (next < static_cast<int64_t>(problems.size())) prefetch_head(problems[static_cast<size_t>(next)], dtype, block, blocks, false);
@@ -155,21 +154,26 @@ void forward_whole_heads(const AttentionKernels& kernels, const Problems& proble
   });
 }
 
-void forward_shared_heads(const AttentionKernels& kernels, const Problems& problems, int num_threads) {
+void forward_shared_heads(const AttentionKernels& kernels, const Problems& problems, DType dtype, int num_threads) {
   const std::vector<int64_t> packed_at = offsets(problems, kernels.forward_packed_bytes);
   const int64_t scratch_bytes = largest(problems, kernels.forward_scratch_bytes);
   const Buffer packed = allocate(packed_at.back()), scratch = allocate(scratch_bytes * num_threads);
+  std::vector<std::atomic<bool>> exact(problems.size());
   const std::vector<Item> chunks = items(problems, pack_chunks);
   for_each_item(static_cast<int64_t>(chunks.size()), num_threads, [&](int64_t, int64_t i) {
     const Item item = chunks[static_cast<size_t>(i)];
     const AttentionProblem& p = problems[item.problem];
-    kernels.forward_pack(p, packed.get() + packed_at[item.problem], item.part * kPackChunk, chunk_end(p, item.part));
+    if (!kernels.forward_pack(p, packed.get() + packed_at[item.problem], item.part * kPackChunk, chunk_end(p, item.part)))
+      exact[item.problem] = true;
   });
   const std::vector<Item> blocks = items(problems, kernels.query_blocks);
   for_each_item(static_cast<int64_t>(blocks.size()), num_threads, [&](int64_t worker, int64_t i) {
     const Item item = blocks[static_cast<size_t>(i)];
-    kernels.forward_block(problems[item.problem], packed.get() + packed_at[item.problem], item.part,
-                          scratch.get() + worker * scratch_bytes);
+    const AttentionProblem& p = problems[item.problem];
+    if (!exact[item.problem])
+      kernels.forward_block(p, packed.get() + packed_at[item.problem], item.part, scratch.get() + worker * scratch_bytes);
+    else if (item.part == 0)
+      attention_forward_exact(p, dtype);
   });
 }
 
@@ -268,14 +272,14 @@ void clear_padding(const Problems& problems, DType dtype) {
 void masked_attention_forward_cpu(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out,
                                   const TensorView& lse, const MaskedAttentionOptions& options) {
   AttentionTensors tensors{q, k, v, out, lse, {}, {}, {}, {}, false};
-  Problems problems = run_exact(attention_problems(tensors, options), q.dtype, false, options.num_threads);
+  Problems problems = attention_problems(tensors, options);
   if (problems.empty()) return;
   sort_longest_first(problems);
   const AttentionKernels kernels = kernels_for(q.dtype);
   if (use_whole_heads(problems, options.num_threads))
     forward_whole_heads(kernels, problems, q.dtype, options.num_threads);
   else
-    forward_shared_heads(kernels, problems, options.num_threads);
+    forward_shared_heads(kernels, problems, q.dtype, options.num_threads);
 }
 
 void masked_attention_backward_cpu(const TensorView& dout, const TensorView& q, const TensorView& k, const TensorView& v,
@@ -284,7 +288,7 @@ void masked_attention_backward_cpu(const TensorView& dout, const TensorView& q, 
   AttentionTensors tensors{q, k, v, out, lse, dout, dq, dk, dv, true};
   Problems problems = attention_problems(tensors, options);
   clear_padding(problems, q.dtype);
-  problems = run_exact(problems, q.dtype, true, options.num_threads);
+  problems = run_exact_backward(problems, q.dtype, options.num_threads);
   if (problems.empty()) return;
   sort_longest_first(problems);
   const AttentionKernels kernels = kernels_for(q.dtype);

@@ -19,19 +19,11 @@ Matrix read(const AttentionProblem& p, const Rows& source, const Rotation& rotat
   return rows;
 }
 
-// NaN and infinities have every exponent bit set. Integers, so that the compiler needs no leave to reorder.
-uint32_t not_finite(float x) { return (float_bits(x) & 0x7f800000u) == 0x7f800000u; }
-uint16_t not_finite(bf16 x) { return (x.bits & 0x7f80u) == 0x7f80u; }
-uint16_t not_finite(fp16 x) { return (x.bits & 0x7c00u) == 0x7c00u; }
-
 template <typename T>
 bool rows_are_finite(const AttentionProblem& p, const Rows& source, int64_t count) {
   for (int64_t r = 0; r < count; ++r) {
     prefetch_row<T>(source, r + kPrefetchRows, count, p.dim);
-    const T* row = reinterpret_cast<const T*>(source.data) + r * source.stride;
-    decltype(not_finite(T{})) found = 0;
-    for (int c = 0; c < p.dim; ++c) found |= not_finite(row[c]);
-    if (found != 0) return false;
+    if (!row_is_finite(reinterpret_cast<const T*>(source.data) + r * source.stride, p.dim)) return false;
   }
   return true;
 }
@@ -71,7 +63,7 @@ void forward(const AttentionProblem& p) {
     }
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     for (float& x : sum) x *= inverse;
-    write_row<T>(sum.data(), p.out, i, p.dim);
+    write_row<Baseline, T>(sum.data(), 1.0f, p.out, i, p.dim);
     p.lse[i * p.lse_stride] = total == 0.0f ? -INFINITY : highest + std::log(total);
   }
 }
@@ -96,27 +88,27 @@ void backward(const AttentionProblem& p) {
   }
   for (int64_t i = 0; i < p.queries; ++i) {
     if (p.q_cos != nullptr) rotate_back(&dq[i * p.dim], p.q_cos + i * p.q_cos_stride, p.q_sin + i * p.q_sin_stride, p.dim);
-    write_row<T>(&dq[i * p.dim], p.dq, i, p.dim);
+    write_row<Baseline, T>(&dq[i * p.dim], 1.0f, p.dq, i, p.dim);
   }
   for (int64_t j = 0; j < p.keys; ++j) {
     if (p.k_cos != nullptr) rotate_back(&dk[j * p.dim], p.k_cos + j * p.k_cos_stride, p.k_sin + j * p.k_sin_stride, p.dim);
-    write_row<T>(&dk[j * p.dim], p.dk, j, p.dim);
-    write_row<T>(&dv[j * p.dim], p.dv, j, p.dim);
+    write_row<Baseline, T>(&dk[j * p.dim], 1.0f, p.dk, j, p.dim);
+    write_row<Baseline, T>(&dv[j * p.dim], 1.0f, p.dv, j, p.dim);
   }
 }
 
 template <typename T>
-bool inputs_are_finite(const AttentionProblem& p, bool backward) {
+bool inputs_are_finite(const AttentionProblem& p) {
   return rows_are_finite<T>(p, p.q, p.queries) && rows_are_finite<T>(p, p.k, p.keys) && rows_are_finite<T>(p, p.v, p.keys) &&
-         (!backward || rows_are_finite<T>(p, p.dout, p.queries));
+         rows_are_finite<T>(p, p.dout, p.queries);
 }
 
 }  // namespace
 
-bool attention_inputs_are_finite(const AttentionProblem& p, DType dtype, bool backward) {
-  if (dtype == DType::kBFloat16) return inputs_are_finite<bf16>(p, backward);
-  if (dtype == DType::kFloat16) return inputs_are_finite<fp16>(p, backward);
-  return inputs_are_finite<float>(p, backward);
+bool backward_inputs_are_finite(const AttentionProblem& p, DType dtype) {
+  if (dtype == DType::kBFloat16) return inputs_are_finite<bf16>(p);
+  if (dtype == DType::kFloat16) return inputs_are_finite<fp16>(p);
+  return inputs_are_finite<float>(p);
 }
 
 void attention_forward_exact(const AttentionProblem& p, DType dtype) {

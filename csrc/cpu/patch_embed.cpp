@@ -77,7 +77,7 @@ void check_matrix(const TensorView& matrix, const PatchGrid& g, const char* name
 }
 
 // Null where every patch is meant in order; else the checked ids.
-const int64_t* checked_rows(const TensorView& rows, int64_t count, int64_t patches) {
+const int64_t* checked_rows(const TensorView& rows, int64_t first, int64_t count, int64_t patches) {
   if (!rows.defined()) return nullptr;
   check_dtype(rows, DType::kInt64, "rows");
   check_ndim(rows, 1, "rows");
@@ -87,8 +87,8 @@ const int64_t* checked_rows(const TensorView& rows, int64_t count, int64_t patch
   const int64_t* ids = rows.as<const int64_t>();
   for (int64_t i = 0; i < count; ++i)
     if (ids[i] < 0 || ids[i] >= patches)
-      fail("kept id out of range: entry " + std::to_string(i) + " of the kept ids lies outside the token grid (patch index " +
-           std::to_string(ids[i]) + ", there are " + std::to_string(patches) + ")");
+      fail("patch_embed: kept id " + std::to_string(first + i) +
+           ", counted over all of keep, is out of range; or keep is RaggedIds whose cu_seqlens do not rise from 0 to the number of ids");
   return ids;
 }
 
@@ -119,6 +119,26 @@ std::vector<double> inverses(const TensorView& std_view, int64_t channels) {
 
 }  // namespace
 
+int64_t kept_rows_cpu(const TensorView& ids, int64_t tokens, const TensorView& rows) {
+  check_dtype(ids, DType::kInt64, "ids");
+  check_ndim(ids, 2, "ids");
+  check_view(ids, "ids");
+  check_dtype(rows, DType::kInt64, "rows");
+  check_ndim(rows, 1, "rows");
+  check_size(rows, 0, ids.sizes[0] * ids.sizes[1], "rows");
+  check_view(rows, "rows");
+  if (!rows.is_contiguous()) fail("rows: must be contiguous");
+  int64_t place = 0, first_outside = -1;
+  for (int64_t b = 0; b < ids.sizes[0]; ++b)
+    for (int64_t i = 0; i < ids.sizes[1]; ++i, ++place) {
+      const int64_t id = ids.as<const int64_t>()[b * ids.strides[0] + i * ids.strides[1]];
+      const bool inside = id >= 0 && id < tokens;
+      rows.as<int64_t>()[place] = inside ? id + b * tokens : -1;
+      if (!inside && first_outside < 0) first_outside = place;
+    }
+  return first_outside;
+}
+
 void pack_patches_cpu(const TensorView& pixels, const TensorView& rows, int64_t first_row, const TensorView& mean, const TensorView& std,
                       const int64_t (&patch)[3], const TensorView& out, int num_threads) {
   PackTask task{};
@@ -126,7 +146,7 @@ void pack_patches_cpu(const TensorView& pixels, const TensorView& rows, int64_t 
   if (pixels.dtype != DType::kUInt8) check_floating(pixels, "pixels");
   check_matrix(out, task.grid, "out");
   const int64_t count = out.sizes[0];
-  task.rows = checked_rows(rows, count, task.grid.patches());
+  task.rows = checked_rows(rows, first_row, count, task.grid.patches());
   if (task.rows == nullptr && !rows.defined() && (first_row < 0 || first_row + count > task.grid.patches()))
     fail("out: rows " + std::to_string(first_row) + " to " + std::to_string(first_row + count) + " of " +
          std::to_string(task.grid.patches()) + " patches");
@@ -150,7 +170,7 @@ void unpack_patches_cpu(const TensorView& packed, const TensorView& rows, const 
   check_floating(pixels, "pixels");
   check_matrix(packed, task.grid, "packed");
   const int64_t patches = task.grid.patches(), count = packed.sizes[0];
-  const int64_t* ids = checked_rows(rows, count, patches);
+  const int64_t* ids = checked_rows(rows, 0, count, patches);
   if (!rows.defined() && count != patches) fail("packed: " + std::to_string(count) + " rows for " + std::to_string(patches) + " patches");
   // A stable counting sort: rows of the same patch add up in the order of their appearance, whatever the number of threads.
   std::vector<int64_t> starts(static_cast<size_t>(patches) + 1, 0), order(static_cast<size_t>(count));

@@ -62,18 +62,18 @@ def _load_pixels(pixels, origins, inside, k, K: tl.constexpr, BK: tl.constexpr, 
 
 
 @triton.jit
-def forward_kernel(
-    pixels, weight, bias, rows, pos_embed, mean, std, out,
+def embed_tile(
+    tile, pixels, weight, bias, rows, pos_embed, mean, std, out,
     num_rows, patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
     K: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     ROWS: tl.constexpr, BIAS: tl.constexpr, POSITIONS: tl.constexpr, MEAN: tl.constexpr, STD: tl.constexpr,
     COMPUTE: tl.constexpr, OUT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    """out[i] = normalised(patch rows[i]) @ weight^T + bias + pos_embed[rows[i] % tokens]."""
-    # Neighbouring programs share the rows: the pixels of a row tile stay in L2 while the weight, which all share, passes.
+    """Tile `tile` of out[i] = normalised(patch rows[i]) @ weight^T + bias + pos_embed[rows[i] % tokens]."""
+    # Neighbouring tiles share the rows: the pixels of a row tile stay in L2 while the weight, which all share, passes.
     tiles_d = tl.cdiv(width, BD)
-    i = (tl.program_id(0) // tiles_d).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
-    d = tl.program_id(0) % tiles_d * BD + tl.arange(0, BD)  # [BD]
+    i = (tile // tiles_d).to(tl.int64) * BR + tl.arange(0, BR)  # [BR]
+    d = tile % tiles_d * BD + tl.arange(0, BD)  # [BD]
     in_rows = i < num_rows
     in_width = d < width
     patch = i
@@ -100,8 +100,24 @@ def forward_kernel(
         at = (patch % tokens).to(tl.int32)[:, None] * width + d[None, :]
         total += tl.load(pos_embed + at, mask=stored, other=0.0).to(tl.float32)
     total = tl.where(inside[:, None], total, float("nan"))
-    tile = out + (tl.program_id(0) // tiles_d).to(tl.int64) * BR * width
-    tl.store(tile + tl.arange(0, BR)[:, None] * width + d[None, :], total.to(OUT), mask=stored)
+    place = out + (tile // tiles_d).to(tl.int64) * BR * width
+    tl.store(place + tl.arange(0, BR)[:, None] * width + d[None, :], total.to(OUT), mask=stored)
+
+
+@triton.jit
+def forward_kernel(
+    pixels, weight, bias, rows, pos_embed, mean, std, out,
+    num_rows, patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
+    K: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    ROWS: tl.constexpr, BIAS: tl.constexpr, POSITIONS: tl.constexpr, MEAN: tl.constexpr, STD: tl.constexpr,
+    COMPUTE: tl.constexpr, OUT: tl.constexpr, BR: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """out[i] = normalised(patch rows[i]) @ weight^T + bias + pos_embed[rows[i] % tokens]."""
+    embed_tile(
+        tl.program_id(0), pixels, weight, bias, rows, pos_embed, mean, std, out,
+        num_rows, patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
+        K, PT, PH, PW, ROWS, BIAS, POSITIONS, MEAN, STD, COMPUTE, OUT, BR, BD, BK,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -226,7 +242,7 @@ def pixel_tiles(dtype: torch.dtype) -> dict[str, int]:
     return {"BR": 128, "BD": 64, "BK": 64, "num_warps": 8, "num_stages": 3}
 
 
-def _geometry(pixels: torch.Tensor, patch: tuple[int, ...]) -> tuple[list[int], dict[str, int]]:
+def geometry(pixels: torch.Tensor, patch: tuple[int, ...]) -> tuple[list[int], dict[str, int]]:
     """Run-time sizes and strides of the pixels from `patches` on, and the patch size as compile-time constants."""
     batch, channels, frames, height, width = pixels.shape
     grid = (frames // patch[0], height // patch[1], width // patch[2])
@@ -250,7 +266,7 @@ def forward(
     num_rows, width = out.shape
     if num_rows == 0:
         return
-    (patches, tokens, *rest), constants = _geometry(pixels, weight.shape[2:])
+    (patches, tokens, *rest), constants = geometry(pixels, weight.shape[2:])
     tiles = forward_tiles(weight.dtype, num_rows, pixels.element_size(), pixels.stride(4) == 1)
     forward_kernel[(triton.cdiv(num_rows, tiles["BR"]) * triton.cdiv(width, tiles["BD"]),)](
         pixels, weight, bias, rows, pos_embed, mean, std, out, num_rows, patches, tokens, width, *rest, **constants,
@@ -270,7 +286,7 @@ def backward_weight(
     """Writes grad^T @ normalised pixels of `rows` to `grad_weight` (D, C, pt, ph, pw); grad is (R, D), contiguous."""
     num_rows, width = grad.shape
     splits = max(1, triton.cdiv(num_rows, SPLIT_ROWS))
-    (patches, tokens, *rest), constants = _geometry(pixels, grad_weight.shape[2:])
+    (patches, tokens, *rest), constants = geometry(pixels, grad_weight.shape[2:])
     tiles = weight_tiles(grad.dtype, pixels.element_size(), pixels.stride(4) == 1)
     partial = grad.new_empty((splits, width, constants["K"]), dtype=torch.float32)
     grid = (triton.cdiv(width, tiles["BD"]) * triton.cdiv(constants["K"], tiles["BK"]), splits)
@@ -298,7 +314,7 @@ def backward_pixels(
     grad: torch.Tensor, weight: torch.Tensor, std: torch.Tensor | None, grad_pixels: torch.Tensor
 ) -> None:
     """Writes grad @ weight / std to `grad_pixels` (B, C, T, H, W), any strides; grad holds one row a patch, (B * N, D)."""
-    (patches, tokens, *rest), constants = _geometry(grad_pixels, weight.shape[2:])
+    (patches, tokens, *rest), constants = geometry(grad_pixels, weight.shape[2:])
     if patches == 0:
         return
     tiles = pixel_tiles(weight.dtype)

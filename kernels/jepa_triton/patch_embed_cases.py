@@ -22,7 +22,8 @@ from .patch_embed import (
 )
 
 
-def _type_name(dtype: torch.dtype) -> str:
+def type_name(dtype: torch.dtype) -> str:
+    """The pointer type in a signature."""
     return {torch.uint8: "*u8", torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}[dtype]
 
 
@@ -44,7 +45,7 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
 def _cases_of(
     name: str, shape: tuple[int, int, int, int], pixels: torch.dtype, compute: torch.dtype, decoder: bool
 ) -> list[AotCase]:
-    value = _type_name(compute)
+    value = type_name(compute)
     strides = dict.fromkeys(("stride_b", "stride_c", "stride_t", "stride_h"), "i32") | (
         {"stride_w": "i32"} if decoder else {}
     )
@@ -73,11 +74,11 @@ def _cases_of(
             **launch,
         )
 
-    inputs = {"pixels": _type_name(pixels), "weight": value, "bias": value, "rows": "*i64", "pos_embed": "*fp32"}
+    inputs = {"pixels": type_name(pixels), "weight": value, "bias": value, "rows": "*i64", "pos_embed": "*fp32"}
     statistics = {"mean": "*fp32", "std": "*fp32"}
     rows = {"num_rows": "i32"} | sizes
     flags = fixed | moments | {"ROWS": True, "COMPUTE": code}
-    gathered = {"grad": value, "pixels": _type_name(pixels), "rows": "*i64"} | statistics | {"partial": "*fp32"}
+    gathered = {"grad": value, "pixels": type_name(pixels), "rows": "*i64"} | statistics | {"partial": "*fp32"}
     forward_flags = flags | {"BIAS": True, "POSITIONS": True, "OUT": tl.float32}
     cases = [
         case(
@@ -99,14 +100,14 @@ def _cases_of(
         )
     )
     if pixels != torch.uint8:
-        written = {"grad": value, "weight": value, "std": "*fp32", "grad_pixels": _type_name(pixels)}
+        written = {"grad": value, "weight": value, "std": "*fp32", "grad_pixels": type_name(pixels)}
         constants = fixed | {"STD": True, "PIXEL": TRITON_DTYPES[pixels]}
         cases.append(case(backward_pixels_kernel, written, sizes, constants, pixel_tiles(compute)))
     return cases
 
 
 def _reduction_cases(compute: torch.dtype) -> list[AotCase]:
-    value = _type_name(compute)
+    value = type_name(compute)
     partial = {"partial": "*fp32", "out": value, "numel": "i32", "splits": "i32"}
     values = {"values": value, "order": "*i64", "starts": "*i64", "out": "*fp32", "width": "i32"}
     return [

@@ -24,14 +24,17 @@ _EXPORTS = {
     "explain": "functional.explain",
     "jepa_loss": "functional.jepa_loss",
     "masked_attention": "functional.masked_attention",
+    "patch": "integrations.core",
     "patch_embed": "functional.patch_embed",
+    "patch_embed_pair": "functional.patch_embed_pair",
     "sigreg": "functional.sigreg",
+    "unpatch": "integrations.core",
     "vicreg_loss": "functional.vicreg_loss",
 }
-_SUBMODULES = ("backends", "data", "hardware", "masks", "models", "nn", "optim", "reference")
+_SUBMODULES = ("backends", "data", "hardware", "integrations", "masks", "models", "nn", "optim", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, data, hardware, masks, models, nn, optim, reference
+    from . import backends, data, hardware, integrations, masks, models, nn, optim, reference
     from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
     from .functional.adamw_ema import adamw_ema_
@@ -40,8 +43,10 @@ if TYPE_CHECKING:
     from .functional.jepa_loss import jepa_loss
     from .functional.masked_attention import masked_attention
     from .functional.patch_embed import patch_embed
+    from .functional.patch_embed_pair import patch_embed_pair
     from .functional.sigreg import sigreg
     from .functional.vicreg_loss import vicreg_loss
+    from .integrations.core import patch, unpatch
     from .masks import apply_masks
     from .optim.adamw_ema import AdamWEMA
     from .optim.ema_target import EMATarget
@@ -66,15 +71,19 @@ __all__ = [
     "ema_update_",
     "explain",
     "hardware",
+    "integrations",
     "jepa_loss",
     "masked_attention",
     "masks",
     "models",
     "nn",
     "optim",
+    "patch",
     "patch_embed",
+    "patch_embed_pair",
     "reference",
     "sigreg",
+    "unpatch",
     "vicreg_loss",
 ]
 

@@ -87,7 +87,7 @@ def reentered(name: str | None) -> contextlib.AbstractContextManager[None]:
 @functools.cache
 def tuned_table(architecture: str) -> dict[str, Any]:
     """The tuned table of a GPU architecture; empty where the package ships none."""
-    path = resources.files("jepa_kernels.kernels").joinpath("configs", f"{architecture}.json")
+    path = resources.files("jepa_kernels.kernels") / "configs" / f"{architecture}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-OK, USAGE = 0, 2
+from .bench import commands as bench_commands
+
+OK, USAGE, INTERRUPTED = 0, 2, 130
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,17 +30,22 @@ def build_parser() -> argparse.ArgumentParser:
     support.set_defaults(handler=_support)
     check = commands.add_parser(
         "gpu-check",
-        help="everything that needs a GPU, from a source tree: tests, sanitizer, benchmark; one results folder",
+        help="everything that needs a GPU, from a source tree: build, tests, benchmark, sanitizer; one results folder, "
+        "with which the same command goes on",
         epilog="Exit codes: 0 all passed, 2 usage, 4 a step failed or ran out of time, 5 no NVIDIA GPU.",
     )
     check.add_argument("--budget", default="9m", metavar="TIME", help="limit of the whole check, such as 9m (default)")
     check.add_argument("--output", type=Path, default=Path("runs/gpu-check"), metavar="DIR", help="the results folder")
     check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
     check.set_defaults(handler=_gpu_check)
+    _add_doctor(commands)
+    _add_patch_report(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
+    _add_doctor(actions)
     _add_list(actions)
     _add_run(actions)
+    bench_commands.add(actions)
     report = actions.add_parser("report", help="write the report of a run again")
     report.add_argument("run", type=Path, help="a run's folder")
     report.set_defaults(handler=_report)
@@ -47,6 +54,34 @@ def build_parser() -> argparse.ArgumentParser:
     readme.add_argument("readme", type=Path, help="the Markdown file")
     readme.set_defaults(handler=_readme_table)
     return parser
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what can be measured on this machine, what cannot, why, and what mends it",
+        epilog="Exit codes: 0 examined, 2 usage, 5 something required cannot be measured here.",
+    )
+    doctor.add_argument(
+        "--energy", action="store_true", help="also check that the energy adds up under a load: a minute on an idle machine"
+    )
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    doctor.add_argument(
+        "--require", action="append", default=[], choices=("energy", "gpu"), help="end with code 5 where it is missing"
+    )
+    doctor.set_defaults(handler=_doctor)
+
+
+def _add_patch_report(commands: Any) -> None:
+    patching = commands.add_parser(
+        "patch-report",
+        help="what jk.patch would replace in a model, and the gain to expect from counts of FLOPs and bytes",
+        epilog="FACTORY is a function without arguments that returns a model, or (model, inputs) for the counts.",
+    )
+    patching.add_argument("factory", metavar="MODULE:FACTORY", help="such as mymodels:build; the current folder counts")
+    patching.add_argument("--gflops", type=float, metavar="RATE", help="matrix rate in GFLOP/s (default: measured)")
+    patching.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth in GB/s (default: measured)")
+    patching.set_defaults(handler=_patch_report)
 
 
 def _add_list(actions: Any) -> None:
@@ -59,7 +94,8 @@ def _add_run(actions: Any) -> None:
     run = actions.add_parser(
         "run",
         help="run a suite",
-        epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 130 interrupted (everything is saved).",
+        epilog="Exit codes: 0 done, 2 usage or input, 4 a provider failed, 5 the device is not there, or energy was "
+        "required and there is none, 130 interrupted (everything is saved).",
     )
     _add_selection(run)
     run.add_argument(
@@ -70,14 +106,25 @@ def _add_run(actions: Any) -> None:
     )
     run.add_argument("--output", type=Path, default=Path("runs"), metavar="DIR", help="parent of the run's folder")
     run.add_argument("--time-budget", metavar="TIME", help="limit of the whole run, such as 4m, 90s or 1h")
+    run.add_argument(
+        "--energy", choices=("auto", "require", "off"), help="auto (default); require ends with code 5 where there is none"
+    )
     run.add_argument("--seed", type=int, help="seed of inputs and of the order of providers")
+    run.add_argument("--cache", choices=("warm", "cold"), help="cold evicts the caches before every timed call")
+    run.add_argument("--clock", help="auto (default), wall, device_event or device_graph")
+    run.add_argument("--no-profile", action="store_true", help="do not profile whole training steps after the timing")
+    run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, with its suite and input")
+    run.add_argument("--dry-run", action="store_true", help="say what would be measured and for how long at most")
+    run.add_argument("--dump-config", action="store_true", help="print the suite as TOML, for --suite, and stop")
     run.set_defaults(handler=_run)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
-    suite.add_argument("--suite", type=Path, metavar="FILE.toml", help="cases and options from a file")
+    suite.add_argument("--suite", "--config", type=Path, metavar="FILE.toml", help="cases and options from a file")
+    parser.add_argument("--own", type=Path, metavar="FILE.py", help="measure the cases() of this file: your own model")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only cases with this tag")
     parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
     parser.add_argument(
         "--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches"
@@ -99,7 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.handler(options))
     except BenchInputError as error:
         print(f"jepa-kernels: error: {error}", file=sys.stderr)
-        return USAGE
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("jepa-kernels: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -123,6 +173,23 @@ def _support(options: argparse.Namespace) -> int:
     return OK
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from .bench import doctor
+
+    return doctor.run(options.require, as_json=options.json, check=options.energy)
+
+
+def _patch_report(options: argparse.Namespace) -> int:
+    from .bench.errors import BenchInputError
+    from .integrations import command
+
+    try:
+        print(command.patch_report(options.factory, options.gflops, options.bandwidth))
+    except command.FactoryError as error:
+        raise BenchInputError(str(error)) from error
+    return OK
+
+
 def _gpu_check(options: argparse.Namespace) -> int:
     from .bench import gpu_check
     from .bench.errors import BenchInputError
@@ -130,7 +197,7 @@ def _gpu_check(options: argparse.Namespace) -> int:
     budget_s = parse_duration("--budget", options.budget)
     if not options.tests.is_dir():
         raise BenchInputError(f"--tests {options.tests} is not a folder; run gpu-check from the source tree")
-    return gpu_check.run(budget_s, options.output, options.tests)
+    return gpu_check.run(budget_s, options.output, options.tests.resolve().parent)
 
 
 def _suite(options: argparse.Namespace) -> Any:
@@ -144,17 +211,26 @@ def _suite(options: argparse.Namespace) -> Any:
         changes["cases"] = tuple(options.filter)
     if options.provider:
         changes["providers"] = tuple(options.provider)
+    if options.tag:
+        changes["tags"] = tuple(options.tag)
+    if options.own is not None:
+        changes["own"] = str(options.own.resolve())
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
+    if getattr(options, "energy", None) is not None:
+        changes["energy"] = options.energy
     if getattr(options, "time_budget", None) is not None:
         changes["time_budget_s"] = parse_duration("--time-budget", options.time_budget)
-    return replace(chosen, **changes)
+    if getattr(options, "no_profile", False):
+        changes["profile"] = False
+    timing = {key: getattr(options, key) for key in ("cache", "clock") if getattr(options, key, None) is not None}
+    return replace(chosen, **changes, timing=replace(chosen.timing, **timing))
 
 
 def _list(options: argparse.Namespace) -> int:
-    from .bench import runner, session
+    from .bench import devices, runner
 
-    suite, device = _suite(options), session.choose_device(options.device)
+    suite, device = _suite(options), devices.choose_device(options.device)
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
     for case in cases:
@@ -164,17 +240,40 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .bench import session
+    from .bench import plan, session
+    from .bench.suite import as_toml
 
+    suite = _suite(options)
+    if options.resume is not None:
+        _check_resume(options)
+    if options.dump_config:
+        print(as_toml(suite), end="")
+        return OK
+    if options.dry_run:
+        print(plan.describe(suite, options.device))
+        return OK
     return session.run(
         session.RunOptions(
-            suite=_suite(options),
+            suite=suite,
+            resume=options.resume,
             output=options.output,
             input=options.input,
             device=options.device,
             argv=tuple(options.argv),
         )
     )
+
+
+def _check_resume(options: argparse.Namespace) -> None:
+    """A resumed run keeps its own options: others are a mistake, not a wish."""
+    from .bench.errors import BenchInputError
+
+    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+    if options.device != "auto":
+        given.append("--device")
+    if given:
+        raise BenchInputError(f"--resume goes on with the run's own options; leave out {', '.join(given)}")
 
 
 def _report(options: argparse.Namespace) -> int:

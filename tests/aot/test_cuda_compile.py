@@ -35,3 +35,26 @@ def test_compiles_without_spills(source, tmp_path):
     assert usage
     spilled = [entry for entry in usage if entry != ("0", "0", "0")]
     assert not spilled, f"{len(spilled)} of {len(usage)} kernels use the stack: {spilled[:5]}"
+
+
+@pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
+@pytest.mark.parametrize(
+    ("source", "architecture", "instructions"),
+    [
+        ("patch_embed.cu", "80", ("mma.sync.aligned.m16n8k16", "ldmatrix.sync", "cp.async.cg.shared.global")),
+        ("patch_embed_sm90.cu", "90a", ("wgmma.mma_async.sync.aligned.m64n256k16", "cp.async.bulk.tensor.2d", "setmaxnreg")),
+        ("patch_embed_sm90.cu", "100", ("trap;",)),  # what the launcher never starts there
+    ],
+)
+def test_kernels_use_the_instructions_they_are_meant_to(source, architecture, instructions, tmp_path):
+    ptx = tmp_path / "kernel.ptx"
+    target = ["-ptx", f"-arch=compute_{architecture}", f"-I{ROOT / 'csrc' / 'include'}", "-o", str(ptx)]
+    command = [NVCC, "-std=c++17", *target, str(ROOT / "csrc" / "cuda" / source)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    text = ptx.read_text(encoding="utf-8")
+    kernels = [entry for entry in text.split(".entry")[1:] if "table_kernel" not in entry.split("(")[0]]
+    assert len(kernels) >= 6  # pixels of bytes, 16 and 32 bits; products in bfloat16 and float16
+    for kernel in kernels:
+        missing = [instruction for instruction in instructions if instruction not in kernel]
+        assert not missing, (kernel.split("(")[0], missing)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jepa_kernels.bench.cases.base import Case, Provider, Setting, Work
 from jepa_kernels.bench.ceilings import Ceilings
-from jepa_kernels.bench.timing import Timed, WallClock
+from jepa_kernels.bench.clocks import WallClock
+from jepa_kernels.bench.timing import Timed
 
 CEILINGS = Ceilings("cpu", 1e10, 1 << 28, 1 << 25, 1e11, 4e11, 1024)
 

@@ -36,6 +36,8 @@ def ragged(values, bounds, dtype=torch.int32):
         ),
         (IMAGE, IMAGE_WEIGHT.int(), {}, TypeError, "weight has dtype torch.int32"),
         (IMAGE[0], IMAGE_WEIGHT, {}, ValueError, r"pixels have shape \(3, 32, 48\); make them \(B, C, H, W\)"),
+        (IMAGE, IMAGE_WEIGHT[0], {}, ValueError, r"weight has shape \(3, 16, 16\).* pass a weight \(D, C, ph, pw\)"),
+        (IMAGE, IMAGE_WEIGHT.flatten(1), {}, ValueError, r"weight has shape \(8, 768\)"),
         (IMAGE, CLIP_WEIGHT, {}, ValueError, r"weight has shape \(8, 3, 2, 16, 16\).* pass a weight \(D, C, ph, pw\)"),
         (CLIP, IMAGE_WEIGHT, {}, ValueError, r"pass a weight \(D, C, pt, ph, pw\)"),
         (IMAGE[:, :2], IMAGE_WEIGHT, {}, ValueError, "weight takes 3 channels, pixels have 2"),
@@ -147,13 +149,19 @@ def test_names_the_value(pixels, weight, options, error, message):
 
 
 def test_forced_backend_without_a_kernel_says_why():
-    with jk.backend("cuda"), pytest.raises(jk.BackendError, match="patch_embed has no cuda kernel"):
+    with jk.backend("cuda"), pytest.raises(jk.BackendError, match="cuda kernels need CUDA tensors, got cpu"):
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
     with (
         jk.backend("triton"),
         pytest.raises(jk.BackendError, match="triton kernels need a CUDA tensor|triton is not installed"),
     ):
         jk.patch_embed(IMAGE, IMAGE_WEIGHT)
+
+
+def test_bytes_cannot_ask_for_a_gradient():
+    """torch itself refuses, so no call of ours ever sees such pixels."""
+    with pytest.raises(RuntimeError, match="only Tensors of floating point"):
+        jk.patch_embed(IMAGE.to(torch.uint8).requires_grad_(), IMAGE_WEIGHT)
 
 
 def test_values_on_a_gpu_are_looked_at_on_request(monkeypatch):

@@ -284,10 +284,9 @@ void backward_keys(const AttentionProblem& p, const char* packed_base, int64_t k
   }
   for (int64_t key = key_begin; key < key_end; ++key) {
     float* row = scratch.key_gradient + (key - key_begin) * layout.lane_dim;
-    for (int c = 0; c < p.dim; ++c) row[c] *= p.scale;
     if (p.k_cos != nullptr) rotate_back(row, p.k_cos + key * p.k_cos_stride, p.k_sin + key * p.k_sin_stride, p.dim);
-    write_row<T>(row, p.dk, key, p.dim);
-    write_row<T>(scratch.value_gradient + (key - key_begin) * layout.lane_dim, p.dv, key, p.dim);
+    write_row<A, T>(row, p.scale, p.dk, key, p.dim);
+    write_row<A, T>(scratch.value_gradient + (key - key_begin) * layout.lane_dim, 1.0f, p.dv, key, p.dim);
   }
 }
 
@@ -310,9 +309,8 @@ void backward_finish(const AttentionProblem& p, const char* query_gradients, int
     const int64_t begin = first + v * A::kLanes;
     for (int64_t query = begin; query < smaller(begin + A::kLanes, p.queries); ++query) {
       float* row = scratch.transposed + (query - begin) * layout.lane_dim;
-      for (int c = 0; c < p.dim; ++c) row[c] *= p.scale;
       if (p.q_cos != nullptr) rotate_back(row, p.q_cos + query * p.q_cos_stride, p.q_sin + query * p.q_sin_stride, p.dim);
-      write_row<T>(row, p.dq, query, p.dim);
+      write_row<A, T>(row, p.scale, p.dq, query, p.dim);
     }
   }
 }

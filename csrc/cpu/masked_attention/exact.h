@@ -6,8 +6,9 @@
 
 namespace jepa {
 
-// Whether q, k, v, and for backward dout, hold only finite numbers.
-bool attention_inputs_are_finite(const AttentionProblem& p, DType dtype, bool backward);
+// Whether q, k, v and dout hold only finite numbers. (The forward looks at v alone, while it packs it: there a masked score is
+// replaced whatever it is, and only the product with v could let a masked NaN in.)
+bool backward_inputs_are_finite(const AttentionProblem& p, DType dtype);
 
 void attention_forward_exact(const AttentionProblem& p, DType dtype);
 void attention_backward_exact(const AttentionProblem& p, DType dtype);

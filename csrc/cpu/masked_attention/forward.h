@@ -71,7 +71,7 @@ struct ForwardScratch {
 
 // Keys [key_begin, key_end), both multiples of 8 except for the last: rows past p.keys become zeros.
 template <class A, typename T>
-void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begin, int64_t key_end) {
+bool forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begin, int64_t key_end) {
   using E = typename A::Element;
   const Layout<A> layout(p);
   const ForwardPacked<A> packed(layout, packed_base);
@@ -79,6 +79,7 @@ void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begi
   constexpr int64_t kWidth = kMaxHeadDim + A::kRows;
   E rows[8 * kWidth];
   clear(rows, 8 * kWidth);
+  bool finite = true;
   for (int64_t first = key_begin; first < key_end; first += 8) {
     for (int64_t r = 0; r < 8; ++r) {
       E* key = packed.keys + (first + r) * p.dim;
@@ -87,6 +88,7 @@ void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begi
       if (first + r < p.keys) {
         pack_row<A, T>(p.k, rotation, first + r, p.dim, key);
         pack_row<A, T>(p.v, Rotation{}, first + r, p.dim, rows + r * kWidth);
+        finite = finite && (!p.is_masked() || row_is_finite(rows + r * kWidth, p.dim));
       } else {
         clear(key, p.dim);
         clear(rows + r * kWidth, p.dim);
@@ -94,6 +96,7 @@ void forward_pack(const AttentionProblem& p, char* packed_base, int64_t key_begi
     }
     pack_panels<A>(rows, kWidth, layout, first, packed.values);
   }
+  return finite;
 }
 
 template <class A, typename T, int Vectors>
@@ -141,15 +144,24 @@ struct ForwardBlock {
     const int64_t stride = layout.unit_stride * A::kPack;
     clear(scratch.rows, A::kLanes * stride);
     for (int v = 0; v < Vectors; ++v) {
+      const int64_t first = first_query + v * A::kLanes;
+      E* const to = scratch.queries + v * A::kLanes * A::kPack;
+      for (int64_t r = 0; r < A::kLanes; ++r) prefetch_row<T>(p.q, first + r + kPrefetchRows, p.queries, p.dim);
+      if constexpr (std::is_same_v<T, E>) {
+        // Whole vectors of untouched rows need no copy.
+        if (rotation.cosine == nullptr && first + A::kLanes <= p.queries && layout.unit_stride == layout.units &&
+            p.q.stride % A::kPack == 0) {
+          pack_transposed<A>(reinterpret_cast<const E*>(p.q.data) + first * p.q.stride, p.q.stride, layout, kWidth, to);
+          continue;
+        }
+      }
       for (int64_t r = 0; r < A::kLanes; ++r) {
-        const int64_t query = first_query + v * A::kLanes + r;
-        prefetch_row<T>(p.q, query + kPrefetchRows, p.queries, p.dim);
-        if (query < p.queries)
-          pack_row<A, T>(p.q, rotation, query, p.dim, scratch.rows + r * stride);
+        if (first + r < p.queries)
+          pack_row<A, T>(p.q, rotation, first + r, p.dim, scratch.rows + r * stride);
         else
           clear(scratch.rows + r * stride, p.dim);
       }
-      pack_transposed<A>(scratch.rows, stride, layout, kWidth, scratch.queries + v * A::kLanes * A::kPack);
+      pack_transposed<A>(scratch.rows, stride, layout, kWidth, to);
     }
   }
 
@@ -259,11 +271,8 @@ struct ForwardBlock {
       const int64_t first = first_query + v * A::kLanes;
       for (int64_t query = first; query < smaller(first + A::kLanes, end_query); ++query) {
         const float total = scratch.total[query - first_query], reference = scratch.reference[query - first_query];
-        float* row = scratch.transposed + (query - first) * layout.lane_dim;
-        const float weight = scratch.weight[query - first_query];
-        const float inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
-        for (int c = 0; c < p.dim; ++c) row[c] *= inverse;
-        write_row<T>(row, p.out, query, p.dim);
+        const float weight = scratch.weight[query - first_query], inverse = weight == 0.0f ? 0.0f : 1.0f / weight;
+        write_row<A, T>(scratch.transposed + (query - first) * layout.lane_dim, inverse, p.out, query, p.dim);
         p.lse[query * p.lse_stride] = total == 0.0f ? -INFINITY : reference / A::kLogBase + std::log(total);
       }
     }

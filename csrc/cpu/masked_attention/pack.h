@@ -1,6 +1,8 @@
 // Rows of q, k, v and dout become the operands of the micro-kernels; RoPE is applied on the way.
 #pragma once
 
+#include <type_traits>
+
 #include "layout.h"
 #include "simd.h"
 
@@ -16,12 +18,19 @@ struct Rotation {
 inline Rotation query_rotation(const AttentionProblem& p) { return {p.q_cos, p.q_sin, p.q_cos_stride, p.q_sin_stride}; }
 inline Rotation key_rotation(const AttentionProblem& p) { return {p.k_cos, p.k_sin, p.k_cos_stride, p.k_sin_stride}; }
 
-// Rows are a cache line or two: a call to memcpy would cost as much as the copy.
+// Rows are a cache line or two: a call to memcpy would cost as much as the copy. They often come from beyond the caches, so the fewer
+// instructions a line takes, the more lines are on their way at once.
+template <int Bytes, typename T>
+inline int copy_pieces(const T* __restrict from, T* __restrict to, int begin, int end) {
+  constexpr int kPiece = Bytes / static_cast<int>(sizeof(T));
+  for (; begin + kPiece <= end; begin += kPiece) memcpy(to + begin, from + begin, Bytes);
+  return begin;
+}
+
 template <typename T>
 inline void copy_row(const T* __restrict from, T* __restrict to, int dim) {
-  constexpr int kPiece = 16 / sizeof(T);
-  int c = 0;
-  for (; c + kPiece <= dim; c += kPiece) memcpy(to + c, from + c, 16);
+  int c = copy_pieces<64>(from, to, 0, dim);
+  c = copy_pieces<16>(from, to, c, dim);
   for (; c < dim; ++c) to[c] = from[c];
 }
 
@@ -77,10 +86,26 @@ inline void rotate_back(float* row, const float* __restrict cosine, const float*
   }
 }
 
-template <typename T>
-inline void write_row(const float* from, const Rows& rows, int64_t row, int dim) {
+// A row of the result: factor * from, rounded once.
+template <class A, typename T>
+inline void write_row(const float* from, float factor, const Rows& rows, int64_t row, int dim) {
   T* to = reinterpret_cast<T*>(rows.data) + row * rows.stride;
-  for (int c = 0; c < dim; ++c) to[c] = Cast<T>::from(from[c]);
+  int c = 0;
+  if constexpr (std::is_same_v<T, typename A::Element>)
+    for (; c + A::kLanes <= dim; c += A::kLanes) A::store_elements(to + c, A::load(from + c) * A::set(factor));
+  for (; c < dim; ++c) to[c] = Cast<T>::from(from[c] * factor);
+}
+
+// NaN and infinities have every exponent bit set. Integers, so that the compiler needs no leave to reorder.
+inline uint32_t not_finite(float x) { return (float_bits(x) & 0x7f800000u) == 0x7f800000u; }
+inline uint16_t not_finite(bf16 x) { return (x.bits & 0x7f80u) == 0x7f80u; }
+inline uint16_t not_finite(fp16 x) { return (x.bits & 0x7c00u) == 0x7c00u; }
+
+template <typename T>
+inline bool row_is_finite(const T* row, int dim) {
+  decltype(not_finite(T{})) found = 0;
+  for (int c = 0; c < dim; ++c) found |= not_finite(row[c]);
+  return found == 0;
 }
 
 // kPack rows, interleaved so that each unit holds the values of one channel. `width` is a multiple of kRows, for bf16 of 8.

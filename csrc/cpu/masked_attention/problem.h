@@ -29,6 +29,9 @@ struct AttentionProblem {
   int64_t mask_row = 0, mask_column = 0;
   int64_t tokens_per_frame = 0, query_frame_offset = 0;
 
+  // Whether some keys are seen by some queries only.
+  bool is_masked() const { return mask != nullptr || tokens_per_frame != 0; }
+
   // Number of leading keys that query `row` may see. With a bool mask, the mask decides further.
   int64_t key_limit(int64_t row) const {
     if (tokens_per_frame == 0) return keys;
@@ -48,7 +51,8 @@ struct AttentionKernels {
 
   int64_t (*forward_packed_bytes)(const AttentionProblem&);
   int64_t (*forward_scratch_bytes)(const AttentionProblem&);
-  void (*forward_pack)(const AttentionProblem&, char* packed, int64_t key_begin, int64_t key_end);
+  // False where a mask is set that differs between queries, and v is not finite: this problem needs the exact path.
+  bool (*forward_pack)(const AttentionProblem&, char* packed, int64_t key_begin, int64_t key_end);
   void (*forward_block)(const AttentionProblem&, const char* packed, int64_t block, char* scratch);
 
   int64_t (*backward_packed_bytes)(const AttentionProblem&);

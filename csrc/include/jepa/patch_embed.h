@@ -55,6 +55,10 @@ struct UnpackTask {
   DType pixel_dtype;
 };
 
+// rows[b * kept + i] = ids[b, i] + b * tokens, or -1 where the id lies outside [0, tokens). Returns the place of the first such id in
+// `rows`, -1 where there is none.
+int64_t kept_rows_cpu(const TensorView& ids, int64_t tokens, const TensorView& rows);
+
 // Entry points of the bindings. `mean` and `std` are float32 or float64 (C,) or undefined; `rows` int64 (R,) or undefined.
 void pack_patches_cpu(const TensorView& pixels, const TensorView& rows, int64_t first_row, const TensorView& mean, const TensorView& std,
                       const int64_t (&patch)[3], const TensorView& out, int num_threads);

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from .timing import Clock, Timed, TimingOptions, clock_for, warm_up
+from .clocks import Clock, clock_for
+from .timing import Timed, TimingOptions, warm_up
 
 MIN_COPY_BYTES = 256 << 20
 MAX_MEMORY_SHARE = 8  # the two copy buffers together take at most 1/4 of the memory

@@ -35,11 +35,12 @@ class EagerConfig:
     mlp_ratio: float = 4.0
 
 
-def rotate_queries_or_keys(x: Tensor, positions: Tensor) -> Tensor:
+def rotate_queries_or_keys(x: Tensor, positions: Tensor, *, promote: bool = True) -> Tensor:
     """V-JEPA 2's 3-D RoPE, elementwise: x (..., N, d), positions (..., N, 3) of frame, row, column.
 
     Each axis takes s = 2 * floor(floor(d / 3) / 2) channels; the frequencies are tiled over the halves of a segment
-    while the partners are adjacent channels, as in the released checkpoints. Result in at least float32.
+    while the partners are adjacent channels, as in the released checkpoints. Angles are computed in at least float32.
+    With `promote` so is the rotation, as CUDA autocast has it; without, it is in the dtype of x, as under CPU autocast.
     """
     segment = 2 * (x.shape[-1] // 3 // 2)
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -50,10 +51,12 @@ def rotate_queries_or_keys(x: Tensor, positions: Tensor) -> Tensor:
         part = x[..., axis * segment : (axis + 1) * segment]
         angle = positions[..., axis, None].to(dtype) * omega
         sine, cosine = angle.sin(), angle.cos()
+        if not promote:
+            sine, cosine = sine.to(x.dtype), cosine.to(x.dtype)
         sine, cosine = torch.cat([sine, sine], -1), torch.cat([cosine, cosine], -1)
         partner = torch.stack([-part[..., 1::2], part[..., ::2]], -1).flatten(-2)
         rotated.append(part * cosine + partner * sine)
-    return torch.cat([*rotated, x[..., 3 * segment :].to(dtype)], -1)
+    return torch.cat([*rotated, x[..., 3 * segment :].to(rotated[0].dtype)], -1)
 
 
 class Attention(nn.Module):
@@ -189,8 +192,8 @@ class EagerVJEPA2(nn.Module):
             losses.append((predicted - gather_tokens(h, target_ids)).abs().mean())
         return torch.stack(losses).mean()
 
-    def make_optimizer(self, lr: float, weight_decay: float) -> torch.optim.AdamW:
-        """AdamW with its defaults; biases and 1-D parameters are not decayed."""
+    def make_optimizer(self, lr: float, weight_decay: float, *, fused: bool = False) -> torch.optim.AdamW:
+        """AdamW with its defaults, or fused; biases and 1-D parameters are not decayed."""
         decayed: list[nn.Parameter] = []
         other: list[nn.Parameter] = []
         for module in (self.encoder, self.predictor):
@@ -200,7 +203,7 @@ class EagerVJEPA2(nn.Module):
             {"params": decayed, "weight_decay": weight_decay},
             {"params": other, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:

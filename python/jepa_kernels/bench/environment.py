@@ -15,10 +15,10 @@ import torch
 
 from .. import hardware
 from .ceilings import Ceilings, last_level_cache_bytes
+from .store import SCHEMA
 from .suite import Suite
 from .video import Clip
 
-SCHEMA = 1
 PACKAGES = ("jepa-kernels", "torch", "triton", "numpy", "scipy", "nvidia-ml-py", "pytest-benchmark")
 
 
@@ -29,7 +29,7 @@ def describe(
     argv: Sequence[str],
     clip: Clip,
     ceilings: Ceilings,
-    energy_reason: str | None,
+    energy: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat a run. A part that is unknown is None."""
     return {
@@ -49,7 +49,7 @@ def describe(
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
         },
         "ceilings": ceilings.as_dict(),
-        "energy": {"available": energy_reason is None, "reason": energy_reason},
+        "energy": energy,
     }
 
 

@@ -1,4 +1,4 @@
-"""Errors of the harness that a user can mend: the command line prints them as one line and exits with 2."""
+"""Errors of the harness that a user can mend: the command line prints them as one line and exits with their code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ from types import ModuleType
 
 class BenchInputError(ValueError):
     """An argument, suite file, video or output folder cannot be used; the message says what to change."""
+
+    exit_code = 2
+
+
+class DeviceAbsentError(BenchInputError):
+    """The run asks for a device or counter that this machine does not have."""
+
+    exit_code = 5
 
 
 def require(module: str, *, extra: str = "bench") -> ModuleType:

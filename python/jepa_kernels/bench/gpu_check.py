@@ -1,4 +1,9 @@
-"""Everything that needs a GPU in one budgeted run: tests, sanitizer, benchmark; one results folder. `jepa-kernels gpu-check`."""
+"""Everything that needs a GPU in one budgeted run: `jepa-kernels gpu-check`.
+
+The results lie in one flat folder of at most eight files: `gpu_check.json` (outcome of every piece, environment), a log
+a stage, and of the benchmark `results.jsonl`, `environment.json` and `report.html`. Called again on that folder it goes
+on with what is left. Nothing is downloaded. A piece that fails stops none of the following; the exit code tells.
+"""
 
 from __future__ import annotations
 
@@ -6,117 +11,236 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
+from .environment import commit
+from .errors import BenchInputError
+from .gpu_stages import FINISHING_S, Piece, Plan, Stage
+from .store import ENVIRONMENT, REPORT, RESULTS, to_json, write_atomic
 
-NO_GPU = 5
-FAILED = 4
-# What is kept for the steps that follow, so that a slow one does not starve them.
-_RESERVE_S = {"tests": 180.0, "memcheck": 120.0, "racecheck": 90.0, "benchmark": 0.0}
-# The sanitizer slows kernels down by an order of magnitude: it gets the smallest parity tests.
-_SANITIZED = "not two_to_the_31 and not graph_capture"
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command of the check; `name` is also the name of its log."""
-
-    name: str
-    command: tuple[str, ...]
+PASSED, FAILED, NO_GPU = 0, 4, 5
+SCHEMA = 1
+STATE = "gpu_check.json"
+KEPT = (RESULTS, ENVIRONMENT, REPORT)  # of the benchmark's folder
+FINAL = ("passed", "failed", "skipped")  # what is not run again when the check goes on
+MAX_LOG_BYTES = 4 << 20
+LEAST_S = 5.0  # no piece is begun with less
+COLLECT_S = 5.0  # how often finished cells are copied to the folder, in case the whole machine is stopped
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a step ended: `passed`, `failed`, `timeout`, `no time` or, for want of a tool, `skipped`; with the reason."""
+    """How a piece ended: `passed`, `failed`, `skipped`, `timeout` or `no time`; with the reason."""
 
-    name: str
+    stage: str
+    piece: str
     status: str
-    seconds: float
+    seconds: float = 0.0
     reason: str | None = None
 
 
-def steps(tests: Path, output: Path, sanitizer: str | None) -> list[Step]:
-    """The commands, most important first."""
-    pytest = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
-    found = [Step("tests", (*pytest, "-m", "gpu", str(tests)))]
-    for tool in ("memcheck", "racecheck") if sanitizer else ():
-        found.append(
-            Step(
-                tool,
-                (
-                    *(sanitizer or "", "--tool", tool, "--error-exitcode", "1"),
-                    *(*pytest, "-m", "gpu", "-k", _SANITIZED, str(tests / "ops")),
-                ),
+def why_no_gpu() -> str | None:
+    """Why there is no GPU for the check, or None."""
+    import torch
+
+    if torch.cuda.is_available():  # asks the driver, and leaves no context that would count as another process
+        return None
+    return "torch is built without CUDA" if torch.version.cuda is None else "torch sees no NVIDIA GPU"
+
+
+class Check:
+    """One call of the check over a folder."""
+
+    def __init__(self, output: Path, plan: Plan, end: float, now: Callable[[], float] = time.monotonic) -> None:
+        self.output, self.plan, self._end, self._now = output, plan, end, now
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+        self.parts: dict[str, Any] = {}  # JSON that the environment's pieces print
+        self._load()
+
+    def _load(self) -> None:
+        """What an earlier call of the same commit left. Raises `BenchInputError` for a folder of another one."""
+        path = self.output / STATE
+        if not path.is_file():
+            return
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            found = [Outcome(**entry) for entry in before["pieces"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BenchInputError(f"{path} cannot be read: {error}; choose another --output") from error
+        now = commit()["id"]
+        if before.get("schema") != SCHEMA or before.get("commit") != now:
+            of = before.get("commit")
+            raise BenchInputError(f"{self.output} belongs to commit {of}, this is {now}; choose another --output")
+        self.parts = before["environment"]
+        self.outcomes = {(o.stage, o.piece): o for o in found if o.status in FINAL}
+        self._restore()
+
+    def _restore(self) -> None:
+        """The benchmark's run folder from the flat folder, where this machine does not have it."""
+        run = self.plan.work / "resumed"
+        if any(self.plan.work.glob("*")) or not (self.output / ENVIRONMENT).is_file():
+            return
+        run.mkdir(parents=True)
+        for name in KEPT:
+            if (self.output / name).is_file():
+                shutil.copy(self.output / name, run / name)
+
+    def run(self) -> int:
+        """Run every stage within its share of what is left; the exit code."""
+        stages = self.plan.stages()
+        for index, stage in enumerate(stages):
+            left = max(self._end - self._now(), 0.0)
+            share = stage.share / sum(s.share for s in stages[index:])
+            self._run_stage(stage, self._now() + left * share)
+        bad = [o for o in self.outcomes.values() if o.status not in ("passed", "skipped")]
+        unfinished = sum(o.status not in FINAL for o in bad)
+        if unfinished:
+            print(f"{unfinished} pieces are left; the same command goes on with them", flush=True)
+        return FAILED if bad else PASSED
+
+    def _run_stage(self, stage: Stage, end: float) -> None:
+        pieces = stage.pieces()
+        if isinstance(pieces, str):
+            return self._keep(Outcome(stage.name, stage.name, "skipped", 0.0, pieces))
+        void: str | None = None
+        for piece in pieces:
+            known = self.outcomes.get((stage.name, piece.name))
+            if known is None and void is not None:
+                self._keep(Outcome(stage.name, piece.name, "skipped", 0.0, void))
+            elif known is None:
+                self._keep(self._run_piece(stage, piece, end - self._now()))
+            outcome = self.outcomes[stage.name, piece.name]
+            if piece.needed and outcome.status != "passed":
+                void = f"{piece.name}: {outcome.reason}"
+        return None
+
+    def _keep(self, outcome: Outcome) -> None:
+        """Note an outcome on the disk at once: the machine may be taken away at any time."""
+        self.outcomes[outcome.stage, outcome.piece] = outcome
+        reason = f" ({outcome.reason})" if outcome.reason else ""
+        print(f"{outcome.stage}: {outcome.piece}: {outcome.status} after {outcome.seconds:.0f} s{reason}", flush=True)
+        pieces = [asdict(o) for o in self.outcomes.values()]
+        state = {"schema": SCHEMA, "commit": commit()["id"], "pieces": pieces, "environment": self.parts}
+        write_atomic(self.output / STATE, to_json(state))
+
+    def _run_piece(self, stage: Stage, piece: Piece, limit: float) -> Outcome:
+        if limit < LEAST_S:
+            return Outcome(stage.name, piece.name, "no time", 0.0, "the stage's share of the time was spent")
+        command: Sequence[str] = piece.command
+        if piece.benchmark:  # it ends by itself and saves every cell
+            command = (*command, "--time-budget", f"{max(limit - FINISHING_S, 1):.0f}s")
+        log = self.output / stage.log
+        mark = log.stat().st_size if log.is_file() else 0
+        begin = self._now()
+        code = self._wait(piece.name, command, log, limit)
+        seconds, text = self._now() - begin, _text_after(log, mark)
+        if stage.name == "environment":
+            self.parts[piece.name] = _json_in(text)
+        _trim(log)
+        if code is None:
+            return Outcome(stage.name, piece.name, "timeout", seconds, f"stopped after {limit:.0f} s")
+        return self._judge(stage, piece, code, seconds, text)
+
+    def _judge(self, stage: Stage, piece: Piece, code: int, seconds: float, text: str) -> Outcome:
+        if piece.tests and code == 5:
+            return Outcome(stage.name, piece.name, "skipped", seconds, "no test of it is meant for this")
+        left = self._cells_left() if piece.benchmark else 0
+        if left:
+            return Outcome(stage.name, piece.name, "no time", seconds, f"exit code {code}, {left} cells are left")
+        if code != 0:
+            return Outcome(stage.name, piece.name, "failed", seconds, f"exit code {code}; see {stage.log}")
+        if piece.tests and not re.search(r"\b[1-9]\d* passed", text):  # pytest is content when every test skips itself
+            return Outcome(stage.name, piece.name, "failed", seconds, f"no test ran; see {stage.log}")
+        return Outcome(stage.name, piece.name, "passed", seconds)
+
+    def _cells_left(self) -> int:
+        """Cells that the time budget of the benchmark did not reach."""
+        path = self.output / RESULTS
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return sum(json.loads(line)["status"] == "skipped" for line in lines)
+
+    def _wait(self, name: str, command: Sequence[str], log: Path, limit: float) -> int | None:
+        """Exit code of a command whose output goes to the log; None when it was stopped after `limit` seconds."""
+        end = self._now() + limit
+        with open(log, "ab") as file:
+            file.write(f"\n===== {name}: {' '.join(command)}\n".encode())
+            file.flush()
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, cwd=self.plan.root, env=environment, start_new_session=True
             )
-        )
-    found.append(
-        Step(
-            "benchmark",
-            (sys.executable, "-m", "jepa_kernels.cli", "bench", "run", "--device", "cuda", "--output", str(output)),
-        )
-    )
-    return found
+            try:
+                while True:
+                    try:
+                        return process.wait(min(COLLECT_S, max(end - self._now(), 0.0)))
+                    except subprocess.TimeoutExpired:
+                        self._collect()
+                    if self._now() >= end:
+                        return None
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)  # the session it began: compilers and workers with it
+                    process.wait()
+                self._collect()
+
+    def _collect(self) -> None:
+        """Copy what the benchmark has so far to the flat folder."""
+        runs = sorted(path for path in self.plan.work.glob("*") if (path / ENVIRONMENT).is_file())
+        for name in KEPT:
+            if runs and (runs[-1] / name).is_file():
+                shutil.copy(runs[-1] / name, self.output / name)
 
 
-def run(budget_s: float, output: Path, tests: Path) -> int:
-    """Runs the steps within the budget and writes `gpu_check.json` and a log a step under `output`.
+def _text_after(log: Path, mark: int) -> str:
+    return log.read_bytes()[mark:].decode("utf-8", errors="replace")
 
-    Returns 0 when every step passed, 4 when one failed or ran out of time, 5 when there is no GPU.
-    """
-    if not torch.cuda.is_available():
+
+def _json_in(text: str) -> Any:
+    """The JSON object that a command printed among other lines, or what it printed."""
+    begin = text.find("\n{")
+    try:
+        return json.loads(text[begin:])
+    except ValueError:
+        return text[-2000:]
+
+
+def _trim(log: Path) -> None:
+    """Keep the beginning and the end of a log that has grown too long."""
+    data = log.read_bytes()
+    if len(data) > MAX_LOG_BYTES:
+        quarter = MAX_LOG_BYTES // 4
+        log.write_bytes(data[:quarter] + b"\n===== left out here\n" + data[-2 * quarter :])
+
+
+def run(
+    budget_s: float,
+    output: Path,
+    root: Path,
+    *,
+    plan: Plan | None = None,
+    no_gpu: Callable[[], str | None] = why_no_gpu,
+) -> int:
+    """Check within a budget; 0 when all passed, 4 when a piece failed or time ran out, 5 when there is no GPU."""
+    end = time.monotonic() + budget_s
+    reason = no_gpu()
+    if reason is not None:
         print(
-            "jepa-kernels: gpu-check needs an NVIDIA GPU and found none; `make test` is what runs without one",
+            f"jepa-kernels: gpu-check needs an NVIDIA GPU and found none ({reason}); `make test` is what runs without one",
             file=sys.stderr,
         )
         return NO_GPU
-    output.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + budget_s
-    sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
-    outcomes = [] if sanitizer else [Outcome("memcheck", "skipped", 0.0, "compute-sanitizer was not found")]
-    for step in steps(tests, output, sanitizer):
-        outcomes.append(_run_step(step, end - time.monotonic(), output))
-        print(f"{outcomes[-1].name}: {outcomes[-1].status} after {outcomes[-1].seconds:.0f} s", flush=True)
-        _write(outcomes, output)
-    return 0 if all(outcome.status in ("passed", "skipped") for outcome in outcomes) else FAILED
-
-
-def _run_step(step: Step, remaining_s: float, output: Path) -> Outcome:
-    limit = remaining_s - _RESERVE_S[step.name]
-    if limit < 20:
-        return Outcome(step.name, "no time", 0.0, "the time budget was spent by the steps before")
-    command: Sequence[str] = step.command
-    if step.name == "benchmark":  # it saves what it has and ends by itself
-        command = (*command, "--time-budget", f"{max(limit - 20, 10):.0f}s")
-    started = time.monotonic()
-    with open(output / f"{step.name}.log", "w", encoding="utf-8") as log:
-        try:
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            code = subprocess.run(
-                command, stdout=log, stderr=subprocess.STDOUT, timeout=limit, check=False, env=environment
-            ).returncode
-        except subprocess.TimeoutExpired:
-            return Outcome(step.name, "timeout", time.monotonic() - started, f"stopped after {limit:.0f} s")
-    reason = None if code == 0 else f"exit code {code}; see {step.name}.log"
-    if (
-        code == 0
-        and step.name != "benchmark"
-        and not re.search(r"\b[1-9]\d* passed", _tail(output / f"{step.name}.log"))
-    ):
-        reason = f"no test ran; see {step.name}.log"  # pytest is content when every test skips itself
-    return Outcome(step.name, "failed" if reason else "passed", time.monotonic() - started, reason)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-2000:]
-
-
-def _write(outcomes: list[Outcome], output: Path) -> None:
-    properties = torch.cuda.get_device_properties(0)
-    found = {"gpu": properties.name, "torch": torch.__version__, "steps": [asdict(outcome) for outcome in outcomes]}
-    (output / "gpu_check.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    output, root = output.resolve(), root.resolve()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BenchInputError(f"output folder {output} cannot be written: {error.strerror}") from error
+    chosen = plan or Plan(root, output.with_name(output.name + "-work"))
+    chosen.work.mkdir(exist_ok=True)
+    return Check(output, chosen, end).run()

@@ -11,7 +11,7 @@ from .errors import require
 from .store import Record
 
 # matplotlib needs real colours; each stands for a style-sheet variable that replaces it in the SVG.
-INK, GRID, OURS, THEIRS, REFERENCE, ROOF, PAPER = (f"#{i:02d}{i:02d}{i:02d}" for i in range(1, 8))
+INK, GRID, OURS, THEIRS, REFERENCE, ROOF, PAPER, *PARTS = (f"#{i:02d}{i:02d}{i:02d}" for i in range(1, 14))
 VARIABLES = {
     INK: "var(--ink)",
     GRID: "var(--grid)",
@@ -20,8 +20,9 @@ VARIABLES = {
     REFERENCE: "var(--reference)",
     ROOF: "var(--roof)",
     PAPER: "var(--paper)",
+    **{tint: f"var(--part{index})" for index, tint in enumerate(PARTS)},
 }
-MARKERS = {"patch_embed": "s", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
+MARKERS = {"patch_embed": "s", "patch_embed_pair": "p", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -74,7 +75,7 @@ def roofline(records: Sequence[Record], ceilings: dict[str, Any]) -> str | None:
         handles = _legend(sorted({r["operator"] for r in timed}), ceilings)
         axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
-    return _draw("roofline", 6.2, 4.6, paint)
+    return draw("roofline", 6.2, 4.6, paint, "Scatter: work rate over arithmetic intensity, under the measured roofs")
 
 
 def _legend(operators: Sequence[str], ceilings: dict[str, Any]) -> list[Any]:
@@ -93,7 +94,7 @@ def _legend(operators: Sequence[str], ceilings: dict[str, Any]) -> list[Any]:
 
 def forest(records: Sequence[Record]) -> str | None:
     """Speed-up of each provider over its case's named peer, with the 95 % interval."""
-    compared = [r for r in records if r["peer"] in r["ratios"]]
+    compared = [r for r in records if r["peer"] in r["ratios"] and not r["yardstick"]]
     if not compared:
         return None
     height = 0.8 + 0.22 * (len(compared) + 1.2 * len({r["case_id"] for r in compared}))
@@ -115,11 +116,12 @@ def forest(records: Sequence[Record]) -> str | None:
         axes.set_yticks(ticks, [record["provider"] for record in compared], fontsize=8)
         axes.set_ylim(position + 0.7, 0.4)
         axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", top=True, labeltop=True)  # a long plot is read from either end
         axes.spines["left"].set_visible(False)
         _ratio_axis(axes, [r["ratios"][r["peer"]] for r in compared])
         axes.grid(True, axis="x")
 
-    return _draw("forest", 7.0, height, paint)
+    return draw("forest", 7.0, height, paint, "Dots with intervals: speed-up over the official form")
 
 
 def _heading(axes: Any, position: float, text: str) -> None:
@@ -152,18 +154,26 @@ def _ratio_axis(axes: Any, ratios: Sequence[dict[str, float]]) -> None:
     axes.set_xlabel("times as fast as the official form (right of 1× is faster)")
 
 
-def _draw(name: str, width: float, height: float, paint: Callable[[Any], None]) -> str:
-    """The painted axes as an SVG element whose ids do not meet those of another figure on the page."""
+def draw(name: str, width: float, height: float, paint: Callable[[Any], None], label: str) -> str:
+    """The painted axes as an SVG element, told to a screen reader by its label; its numbers stand in a table."""
+    return draw_many(name, width, height, 1, lambda rows: paint(rows[0]), label)
+
+
+def draw_many(
+    name: str, width: float, height: float, rows: int, paint: Callable[[Sequence[Any]], None], label: str
+) -> str:
+    """Axes above each other with one x axis. Ids do not meet those of another figure on the page."""
     matplotlib, figures = require("matplotlib"), require("matplotlib.figure")
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = figures.Figure(figsize=(width, height))
-        paint(figure.add_subplot())
+        paint(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
         figure.savefig(buffer, format="svg", transparent=True, bbox_inches="tight", metadata=nothing)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for value, variable in VARIABLES.items():
         svg = svg.replace(value, variable)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", svg, count=1)
+    size = re.compile(r'<svg ([^>]*?)width="([0-9.]+)pt" height="[^"]*"')
+    return size.sub(rf'<svg role="img" aria-label="{label}" style="--width:\g<2>" \1', svg, count=1)

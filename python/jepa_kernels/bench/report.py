@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file that works offline, without scripts, on paper and in the dark."""
+"""The report: one self-contained HTML file that works offline, without scripts, on paper and in the dark; and Markdown."""
 
 from __future__ import annotations
 
@@ -9,74 +9,134 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import plots, summary
+from . import figures, summary
 from .errors import BenchInputError, require
-from .store import DOCUMENT, REPORT, Record, read_environment, read_results, write_atomic
+from .figures import Figure
+from .markdown import as_markdown
+from .store import DOCUMENT, MARKDOWN, PROFILES, REPORT, Record, read_environment, read_results, write_atomic
 
 TEMPLATE = "report.html.j2"
 MAX_BYTES = 2_000_000
+STEPS = ("train_step", "model")
 
 
 def write_report(folder: Path) -> Path:
-    """Render the report of a finished or interrupted run into its folder.
+    """Render the report of a finished or interrupted run into its folder, as HTML and as Markdown; returns the HTML.
 
     Raises `BenchInputError` when the folder holds no run, cannot be written, or a package of the extra is missing.
     """
     records, environment = read_results(folder), read_environment(folder)
     if not records:
         raise BenchInputError(f"{folder} has no results yet")
-    html = render(records, environment, folder.name, complete=(folder / DOCUMENT).is_file())
+    profiles = read_profiles(folder)
+    html = render(records, environment, folder.name, profiles, complete=(folder / DOCUMENT).is_file())
     try:
+        write_atomic(folder / MARKDOWN, as_markdown(records, environment, folder.name, profiles))
         return write_atomic(folder / REPORT, html)
     except OSError as error:
         raise BenchInputError(f"{folder / REPORT} cannot be written: {error.strerror}") from error
 
 
-def render(records: Sequence[Record], environment: dict[str, Any], run_id: str, *, complete: bool) -> str:
-    """The report's HTML."""
-    html = _render(records, environment, run_id, complete)
-    if len(html.encode()) > MAX_BYTES:  # raw samples stay in results.jsonl
-        html = _render([{**r, "samples": None} for r in records], environment, run_id, complete)
+def read_profiles(folder: Path) -> list[dict[str, Any]]:
+    """The profiles of a run's steps, by folder name; a half-written one is passed over."""
+    found = []
+    for path in sorted((folder / PROFILES).glob("*/profile.json")):
+        try:
+            profile = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            continue
+        if "parts" in profile:
+            found.append(profile)
+    return found
+
+
+def render(
+    records: Sequence[Record],
+    environment: dict[str, Any],
+    run_id: str,
+    profiles: Sequence[dict[str, Any]] = (),
+    *,
+    complete: bool,
+) -> str:
+    """The report's HTML. Where it would be too large, raw samples are left to results.jsonl, then figures of single cases."""
+    html = ""
+    for drop in ((), ("samples", "timeline"), ("samples", "timeline", "figures")):
+        slim = [{**r, **{key: None for key in drop if key in r}} for r in records]
+        shown = slim if "figures" in drop else records
+        html = _render(shown, slim, environment, run_id, profiles, complete)
+        if len(html.encode()) <= MAX_BYTES:
+            break
     return html
 
 
-def _render(records: Sequence[Record], environment: dict[str, Any], run_id: str, complete: bool) -> str:
-    jinja2 = require("jinja2")
+def _render(
+    records: Sequence[Record],
+    embedded: Sequence[Record],
+    environment: dict[str, Any],
+    run_id: str,
+    profiles: Sequence[dict[str, Any]],
+    complete: bool,
+) -> str:
+    jinja2, markup = require("jinja2"), require("markupsafe").Markup
     loader = jinja2.PackageLoader("jepa_kernels.bench", "templates")
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        TEMPLATE
-    )
-    markup = require("markupsafe").Markup
-    drawn = {name: markup(svg) if svg else None for name, svg in _plots(records, environment).items()}
-    statuses, energy_note = summary.counts(records), summary.energy_note(records)
+    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    engine.filters |= {"svg": markup, "duration": summary.seconds}
+    energy_note = summary.energy_note(records)
+    whole = [r for r in records if r["operator"] in STEPS]
     return str(
-        template.render(
+        engine.get_template(TEMPLATE).render(
             run_id=run_id,
             environment=environment,
             status="complete" if complete else "interrupted",
-            counts=", ".join(f"{n} {name}" for name, n in statuses.items()),
+            counts=", ".join(f"{n} {name}" for name, n in summary.counts(records).items()),
             facts=list(_facts(environment)),
             clock=records[0]["clock"],
+            cache=records[0]["cache"]["state"],
             energy_note=energy_note,
             headers=summary.HEADERS[:-1] if energy_note else summary.HEADERS,
+            step_headers=summary.STEP_HEADERS,
+            step_groups=_steps(whole),
+            profiles=profiles,
             groups=_groups(records),
-            points=_points(records),
-            copy_buffer=f"{environment['ceilings']['copy_buffer_bytes'] / 2**20:,.0f} MiB",
+            overview=_present(figures.forest(records)),
+            ml=_present(figures.steps(profiles), figures.memory(whole)),
+            detail=_present(
+                figures.roofline(records, environment["ceilings"]),
+                figures.pareto(records),
+                *figures.scaling(records),
+            ),
+            by_case=_by_case([*figures.strips(records), *figures.timelines(records)]),
+            model=_model(records),
             environment_rows=list(_flatten(environment)),
             command=shlex.join(["jepa-kernels", *environment["argv"]]),
-            data=markup(embed({"environment": environment, "records": list(records)})),
-            **drawn,
+            data=markup(embed({"environment": environment, "records": list(embedded), "profiles": list(profiles)})),
         )
     )
-
-
-def _plots(records: Sequence[Record], environment: dict[str, Any]) -> dict[str, str | None]:
-    return {"roofline": plots.roofline(records, environment["ceilings"]), "forest": plots.forest(records)}
 
 
 def embed(value: Any) -> str:
     """JSON that may stand inside a script element: nothing in it can end the element."""
     return json.dumps(value, allow_nan=False).replace("</", "<\\/").replace("<!--", "<\\u0021--")
+
+
+def _present(*found: Figure | None) -> list[Figure]:
+    return [figure for figure in found if figure is not None]
+
+
+def _by_case(found: Sequence[Figure]) -> list[dict[str, Any]]:
+    ordered: dict[str, list[Figure]] = {}
+    for figure in found:
+        ordered.setdefault(str(figure.case_id), []).append(figure)
+    return [{"case_id": case_id, "figures": group} for case_id, group in ordered.items()]
+
+
+def _steps(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The timed providers of each whole step."""
+    timed = [r for r in records if r["stats"] is not None]
+    return [
+        {"case_id": case_id, "rows": [{"status": r["status"], "cells": summary.step_row(r)} for r in group]}
+        for case_id, group in groupby(timed, key=lambda r: r["case_id"])
+    ]
 
 
 def _groups(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -96,18 +156,15 @@ def _shape(record: Record) -> str:
     return ", ".join([*parts, record["dtype"]])
 
 
-def _points(records: Sequence[Record]) -> list[dict[str, str]]:
-    return [
-        {
-            "case_id": r["case_id"],
-            "provider": r["provider"],
-            "intensity": f"{r['work']['flops'] / r['work']['bytes']:.3g}",
-            "gflops": summary.giga(r["rates"]["flops_per_s"]),
-            "gbytes": summary.giga(r["rates"]["bytes_per_s"]),
-        }
-        for r in records
-        if r["rates"] is not None
-    ]
+def _model(records: Sequence[Record]) -> list[tuple[str, str, str]]:
+    """The energy model of each case: it depends on the work alone, so one row serves all providers."""
+    rows = []
+    for case_id, group in groupby(records, key=lambda r: r["case_id"]):
+        model = next(group).get("energy_model")
+        if model:
+            low, high = (summary.joules(model[key]) for key in ("joules_low", "joules_high"))
+            rows.append((case_id, f"{low} to {high}", summary.percent(model["bytes_share"])))
+    return rows
 
 
 def _facts(environment: dict[str, Any]) -> Iterator[tuple[str, str]]:

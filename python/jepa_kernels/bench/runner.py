@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -13,15 +13,19 @@ import torch
 from torch import Tensor
 
 from ..backends import BackendError
-from . import energy as energies
+from . import energy_run, telemetry
+from .cache import CacheState, eviction_for
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
-from .correctness import Check, check
+from .clocks import Clock, clock_for
+from .correctness import UNCHECKED, Check, check
+from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
+from .memory import Memory, peak_memory
 from .statistics import Summary, paired_ratio, summarise
 from .store import Record
 from .suite import Suite
-from .timing import Timed, clock_for, flags, interleave
+from .timing import Timed, flags, interleave
 
 
 @dataclass
@@ -31,8 +35,7 @@ class Session:
     suite: Suite
     setting: Setting
     ceilings: Ceilings
-    meter: energies.Meter | None = None
-    meter_reason: str | None = None
+    meters: Meters = field(default_factory=lambda: Meters(None, "no meter was opened"))
     deadline: float | None = None  # on the clock of time.perf_counter
     stop: Callable[[], bool] = lambda: False
 
@@ -43,6 +46,9 @@ class Session:
     def late(self) -> bool:
         """Whether the time budget of the whole run is spent."""
         return self.deadline is not None and time.perf_counter() >= self.deadline
+
+    def clock(self) -> Clock:
+        return clock_for(self.device, self.suite.timing.clock)
 
     def synchronise(self) -> None:
         if self.device.type == "cuda":
@@ -59,6 +65,11 @@ class Cell:
     check: Check | None = None
     first_call_s: float | None = None
     timed: Timed | None = None
+    memory: Memory = Memory(None, "not timed")
+    energy: EnergyReading = absent("not timed")
+    timeline: dict[str, Any] | None = None
+    machine_flags: list[str] = field(default_factory=list)
+    machine_notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,10 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
             _check_all(case, cells, inputs, session)
         except Exception as error:  # a broken case must not take the rest of the run with it
             _mark(cells, *_failure(error, "inputs or reference: "))
-        _time_all(cells, session, max(_budget(session, remaining), 0.0))
+        share = max(_budget(session, remaining), 0.0)
+        begin, timeline = time.perf_counter(), energy_run.timeline(session)
+        _time_all(cells, session, share / 2 if energy_run.wanted(session) else share, timeline)
+        energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
     records = [_record(case, cell, cells, work, session) for cell in cells]
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -157,6 +171,9 @@ def _check_one(
     cell.check, cell.first_call_s = prepared.check, prepared.first_call_s
     if prepared.check.passed:
         cell.timed = Timed(cell.provider.name, prepared.call, cell.provider.context)
+        cell.timed.eviction = eviction_for(
+            session.suite.timing.cache, session.device, session.ceilings.last_level_cache_bytes
+        )
     else:
         cell.status, cell.error = "failed", f"wrong result: {prepared.check.message}"
 
@@ -178,23 +195,27 @@ def prepare(
         synchronise()
         first_call_s = time.perf_counter() - begin
         outputs = provider.outputs(state, result)
-    outcome = check(outputs, reference, low_precision, case.tolerance)
+    outcome = UNCHECKED if provider.yardstick else check(outputs, reference, low_precision, case.tolerance)
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
-def _time_all(cells: Sequence[Cell], session: Session, budget: float) -> None:
+def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline) -> None:
     timed = [cell.timed for cell in cells if cell.timed is not None]
     interleave(
         timed,
-        clock_for(session.device),
+        session.clock(),
         session.suite.timing,
         seed=session.suite.seed,
         budget_s=budget,
         stop=session.stop,
+        watch=timeline.round,
     )
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
+        elif cell.timed is not None and cell.timed.samples and not session.stop():
+            with cell.provider.context():
+                cell.memory = peak_memory(cell.timed.call, session.device)
 
 
 def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session) -> Record:
@@ -206,12 +227,13 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "shape": dict(case.shape),
         "provider": cell.provider.name,
         "about": cell.provider.about,
+        "yardstick": cell.provider.yardstick,
         "peer": case.peer,
         "status": cell.status,
         "flags": [],
         "error": cell.error,
-        "clock": clock_for(session.device).name,
-        "cache": "warm",
+        "clock": session.clock().name,
+        "cache": _cache(cell, session).as_dict(),
         "first_call_s": cell.first_call_s,
         "correctness": cell.check.as_dict() if cell.check else None,
         "work": asdict(work) if work else None,
@@ -219,7 +241,10 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "stats": None,
         "ratios": {},
         "rates": None,
-        "energy": energies.EnergyReading(None, "not timed").as_dict(),
+        "memory": cell.memory.as_dict(),
+        "energy": cell.energy.as_dict(),
+        "energy_model": modelled(work.flops, work.bytes, case.dtype, session.device.type).as_dict() if work else None,
+        "timeline": cell.timeline,
     }
     if timed is None:
         if cell.status == "ok":
@@ -227,14 +252,13 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         return record
     seconds = list(timed.samples.values())
     summary = summarise(seconds, session.suite.seed)
-    ratios = _ratios(timed, cells, session.suite.seed)
-    found = flags(summary, ratios.get(case.peer), session.suite.timing)
+    ratios = _ratios(timed, cells, case.peer, session.suite.seed)
+    found = flags(summary, ratios.get(case.peer), session.suite.timing) + cell.machine_flags
     rates, above = _rates(summary, work, case.dtype, session.ceilings)
-    if session.stop():
-        found.append("interrupted")
+    status = "interrupted" if session.stop() else "inconclusive" if found else "ok"
     record |= {
-        "status": "inconclusive" if found else "ok",
-        "flags": found + above,
+        "status": status,
+        "flags": found + above + cell.machine_notes,
         "samples": {
             "seconds": seconds,
             "round": list(timed.samples),
@@ -245,18 +269,24 @@ def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, se
         "stats": asdict(summary),
         "ratios": {name: asdict(ratio) for name, ratio in ratios.items()},
         "rates": rates,
-        "energy": _energy(timed, session).as_dict(),
     }
     return record
 
 
-def _ratios(timed: Timed, cells: Sequence[Cell], seed: int) -> dict[str, Any]:
-    """Speed-up over every PyTorch form that was timed in the same rounds."""
+def _cache(cell: Cell, session: Session) -> CacheState:
+    if cell.timed is not None and cell.timed.eviction is not None:
+        return cell.timed.eviction.state()
+    return CacheState("warm", 0, session.ceilings.last_level_cache_bytes)
+
+
+def _ratios(timed: Timed, cells: Sequence[Cell], peer: str, seed: int) -> dict[str, Any]:
+    """Speed-up over the peer, every PyTorch form and every yardstick that were timed in the same rounds."""
     found = {}
     for other in cells:
         if other.timed is None or other.timed is timed or other.status != "ok":
             continue
-        if other.provider.name.startswith("torch-"):
+        name, yardstick = other.provider.name, other.provider.yardstick
+        if name.startswith("torch-") or name == peer or yardstick:
             ratio = paired_ratio(timed.samples, other.timed.samples, seed)
             if ratio is not None:
                 found[other.provider.name] = ratio
@@ -283,13 +313,3 @@ def _rates(
         "samples_per_s": work.samples / summary.median,
     }
     return rates, above
-
-
-def _energy(timed: Timed, session: Session) -> energies.EnergyReading:
-    if not session.suite.energy:
-        return energies.EnergyReading(None, "switched off")
-    if session.meter is None:
-        return energies.EnergyReading(None, session.meter_reason)
-    if session.stop():
-        return energies.EnergyReading(None, "interrupted")
-    return energies.measure_energy(session.meter, timed.call, timed.context, synchronise=session.synchronise)

@@ -5,24 +5,28 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import document, environment, runner
+from . import document, energy_run, environment, profile, resume, runner
 from .cases import Case, Setting
-from .ceilings import measure_ceilings
+from .ceilings import Ceilings, measure_ceilings
+from .clocks import clock_for
 from .console import Progress, print_table
-from .energy import open_meter
-from .errors import BenchInputError, require
+from .devices import choose_device
+from .errors import require
 from .report import write_report
-from .store import DOCUMENT, ENVIRONMENT, Record, RunStore, to_json
-from .suite import Suite
+from .store import DOCUMENT, ENVIRONMENT, PROFILES, Record, RunStore, read_environment, to_json
+from .suite import Suite, from_record
 from .video import load_clip
 
+STEPS = ("train_step", "model")  # operators whose cases are whole steps
 OK, CASE_FAILED, INTERRUPTED = 0, 4, 130
 
 
@@ -35,6 +39,7 @@ class RunOptions:
     input: Path | None = None
     device: str = "auto"
     argv: tuple[str, ...] = ()
+    resume: Path | None = None
 
 
 class StopFlag:
@@ -69,73 +74,121 @@ class StopFlag:
             signal.signal(signal.SIGINT, previous)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one. Raises `BenchInputError` for a device that is absent."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise BenchInputError(f"unknown device {name!r}; use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise BenchInputError(f"device {name} is not there; torch sees {torch.cuda.device_count()} GPUs")
-    if device.type not in ("cpu", "cuda"):
-        raise BenchInputError(f"device {name} is not supported; use auto, cpu, cuda or cuda:N")
-    return device
-
-
 def run(options: RunOptions) -> int:
-    """Run a suite, write its folder and print its table; returns the exit code.
+    """Run a suite, or go on with an interrupted run; write its folder and print its table; returns the exit code.
 
     Raises `BenchInputError`, before anything is measured, for input that cannot be used.
     """
     for package in ("rich", "matplotlib", "jinja2", "scipy"):  # ask now, not after minutes of measuring
         require(package)
     begin = time.perf_counter()
+    if options.resume is not None:
+        options = _as_begun(options, options.resume)
     device, suite = choose_device(options.device), options.suite
+    clock_for(device, suite.timing.clock)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
     cases = suite.chosen()
     runner.check_provider_names(cases, device, suite.providers)
+    meters = energy_run.prepare(device, suite)
     clip = load_clip(options.input)
-    store = RunStore.create(options.output)
-    meter, why_no_energy = open_meter(device)
-    print(f"run {store.run_id}: {len(cases)} cases on {device}, results in {store.folder}", flush=True)
-    ceilings = measure_ceilings(device, quick=suite.quick)
-    described = environment.describe(
+    describe = partial(
+        environment.describe,
         device=device,
         suite=suite,
         argv=options.argv,
         clip=clip,
-        ceilings=ceilings,
-        energy_reason=why_no_energy,
+        energy=energy_run.describe(meters),
     )
+    done: list[Record] = []
+    if options.resume is None:
+        store = RunStore.create(options.output)
+        print(f"run {store.run_id}: {len(cases)} cases on {device}, results in {store.folder}", flush=True)
+        described = describe(ceilings=measure_ceilings(device, quick=suite.quick))
+        described["input"]["path"] = str(options.input.resolve()) if options.input else None
+    else:
+        store, done, described = _reopen(options.resume, cases, device, suite, describe)
     store.write(ENVIRONMENT, to_json(described))
     stop = StopFlag()
     session = runner.Session(
         suite=suite,
         setting=Setting(suite.seed, device, lambda: clip),
-        ceilings=ceilings,
-        meter=meter,
-        meter_reason=why_no_energy,
+        ceilings=Ceilings(**described["ceilings"]),
+        meters=meters,
         deadline=begin + suite.time_budget_s if suite.time_budget_s > 0 else None,
         stop=stop,
     )
+    left = [case for case in cases if case.id not in {r["case_id"] for r in done}]
     try:
-        records = _measure(cases, session, store, stop)
+        measured = _measure(left, session, store, stop)
+        if not stop():
+            with suppress(KeyboardInterrupt):  # what was measured is still reported
+                _profile_steps(left, measured, session, store.folder, options)
     finally:
         store.close()
+    return _finish(resume.in_suite_order([*done, *measured], cases), suite, described, store, stop)
+
+
+def _finish(records: list[Record], suite: Suite, described: dict[str, Any], store: RunStore, stop: StopFlag) -> int:
+    """Write document and report, print the table; the exit code."""
     if not records:
         print(f"interrupted before the first case; {store.folder} holds no results", flush=True)
         return INTERRUPTED
-    status = "interrupted" if stop() else "complete"
     if not stop():
-        store.write(DOCUMENT, to_json(document.build(records, described, store.run_id, status)))
+        store.write(DOCUMENT, to_json(document.build(records, described, store.run_id, "complete")))
     print_table(records)
     print(f"report: {write_report(store.folder)}", flush=True)
     if stop():
+        print(f"go on with: jepa-kernels bench run --resume {store.folder}", flush=True)
         return INTERRUPTED
-    return CASE_FAILED if any(r["status"] == "failed" for r in records) else OK
+    if any(r["status"] == "failed" for r in records):
+        return CASE_FAILED
+    return energy_run.NO_ENERGY if energy_run.lacking(records, suite) else OK
+
+
+def _as_begun(options: RunOptions, folder: Path) -> RunOptions:
+    """The options that the run began with; of the new ones only the time budget counts."""
+    before = read_environment(folder)
+    suite = replace(from_record(before["suite"], folder), time_budget_s=options.suite.time_budget_s)
+    path = before["input"].get("path")
+    return replace(options, suite=suite, device=before["device"], input=Path(path) if path else None)
+
+
+def _reopen(
+    folder: Path, cases: Sequence[Case], device: torch.device, suite: Suite, describe: Callable[..., dict[str, Any]]
+) -> tuple[RunStore, list[Record], dict[str, Any]]:
+    """The store of an interrupted run, its finished records, and its environment with the resumption noted."""
+    described = read_environment(folder)
+    now = describe(ceilings=Ceilings(**described["ceilings"]))
+    resume.check_same(described, now)
+    expected = {c.id: {p.name for p in runner.select_providers(c, device, suite.providers)} for c in cases}
+    kept, dropped = resume.split(folder, cases, expected)
+    described.setdefault("resumed", []).append({"datetime": now["datetime"], "kept": len(kept), "dropped": len(dropped)})
+    print(f"resuming {folder.name}: {len(kept)} cells stand, {len(dropped)} are measured again", flush=True)
+    return RunStore.reopen(folder, kept, dropped), kept, described
+
+
+def _profile_steps(
+    cases: Sequence[Case], records: Sequence[Record], session: runner.Session, folder: Path, options: RunOptions
+) -> None:
+    """Profile whole training steps, after all timing and each in its own process; a failure is told and passed over."""
+    if not session.suite.profile:
+        return
+    timed = {(r["case_id"], r["provider"]) for r in records if r["stats"] is not None}
+    for case in cases:
+        if case.operator not in STEPS:
+            continue
+        for name in profile.default_providers(case, case.providers(session.device)):
+            if (case.id, name) not in timed or session.late():
+                continue
+            request = profile.Request(
+                case.id, name, str(session.device), session.suite.own, str(options.input or ""), session.suite.seed
+            )
+            try:
+                profile.in_own_process(request, folder / PROFILES / profile.folder_name(case.id, name))
+                print(f"profiled {case.id} {name}", flush=True)
+            except RuntimeError as error:
+                print(f"not profiled: {case.id} {name}: {error}", flush=True)
 
 
 def _measure(cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag) -> list[Record]:

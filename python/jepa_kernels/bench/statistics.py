@@ -58,12 +58,16 @@ def bootstrap_median(samples: Floats, seed: int) -> tuple[float, float]:
     """
     if samples.size == 1:
         return float(samples[0]), float(samples[0])
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, samples.size, size=(RESAMPLES, samples.size))
-    medians = np.median(samples[drawn], axis=1)
     tail = _expanded_tail(samples.size)
-    low, high = np.quantile(medians, [tail, 1 - tail])
+    low, high = np.quantile(bootstrap_medians(samples, seed), [tail, 1 - tail])
     return float(low), float(high)
+
+
+def bootstrap_medians(samples: Floats, seed: int) -> Floats:
+    """Medians of resamples drawn with replacement."""
+    drawn = np.random.default_rng(seed).integers(0, samples.size, size=(RESAMPLES, samples.size))
+    medians: Floats = np.median(samples[drawn], axis=1)
+    return medians
 
 
 def _expanded_tail(size: int) -> float:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from .cases import Case, all_cases, select
+from .cache import STATES
+from .cases import Case, all_cases, load_cases, select
+from .clocks import NAMES as CLOCKS
 from .errors import BenchInputError, require
 from .timing import TimingOptions
 
@@ -20,15 +24,35 @@ class Suite:
     tags: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()
     providers: tuple[str, ...] = ()
+    priority: tuple[str, ...] = ()  # globs of the cases to measure first, in this order
     seed: int = 0
     case_budget_s: float = 60.0
     time_budget_s: float = 0.0  # of the whole run; 0 is no limit
-    energy: bool = True
+    energy: str = "auto"  # require: no run without it; off: no energy windows
+    energy_windows: int = 5  # of each provider, interleaved; more while the interval is wide and time is left
+    energy_window_s: float = 5.0  # or 50 refreshes of the counter, where that is longer
+    energy_idle_s: float = 10.0  # before and after the windows of a case
+    profile: bool = True  # step cases are profiled after the timing, each in its own process
     quick: bool = False
+    own: str = ""  # a Python file whose cases() are measured instead of the package's
     timing: TimingOptions = field(default_factory=TimingOptions)
 
+    def __post_init__(self) -> None:
+        for name, value, known in (("cache", self.timing.cache, STATES), ("clock", self.timing.clock, CLOCKS)):
+            if value not in known:
+                raise BenchInputError(f"suite {self.name!r}: timing.{name} {value!r} is not one of {', '.join(known)}")
+
     def chosen(self) -> list[Case]:
-        """The cases that carry any of the tags and match any of the globs."""
+        """The cases that carry any of the tags and match any of the globs, those with priority first."""
+        return sorted(self._selected(), key=self._place)
+
+    def _place(self, case: Case) -> int:
+        matching = (place for place, glob in enumerate(self.priority) if fnmatchcase(case.id, glob))
+        return next(matching, len(self.priority))
+
+    def _selected(self) -> list[Case]:
+        if self.own:
+            return select(load_cases(Path(self.own)), self.cases)
         tagged = [c for c in all_cases() if not self.tags or c.tags & set(self.tags)]
         if not tagged:
             raise BenchInputError(f"suite {self.name!r}: no case has any of the tags {', '.join(self.tags)}")
@@ -41,6 +65,9 @@ QUICK = Suite(
     tags=("quick",),
     case_budget_s=6.0,
     time_budget_s=200.0,
+    energy_windows=3,
+    energy_window_s=0.5,
+    energy_idle_s=1.0,
     quick=True,
     timing=TimingOptions(
         rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
@@ -59,11 +86,28 @@ def load_suite(path: Path) -> Suite:
         raw = toml.loads(text)
     except toml.TOMLDecodeError as error:
         raise BenchInputError(f"suite {path} is not TOML: {error}") from error
-    timing = raw.pop("timing", {})
-    if not isinstance(timing, dict):
+    if not isinstance(raw.get("timing", {}), dict):
         raise BenchInputError(f"suite {path}: timing must be a table")
-    suite = _fill(Suite(name=path.stem), raw, path, skip="timing")
-    return replace(suite, timing=_fill(TimingOptions(), timing, path, where="timing."))
+    return from_record({"name": path.stem, **raw}, path)
+
+
+def as_toml(suite: Suite) -> str:
+    """The suite as a file that `load_suite` reads back to the same suite."""
+    plain = [f"{key} = {_toml_value(value)}" for key, value in vars(suite).items() if key != "timing"]
+    timing = [f"{key} = {_toml_value(value)}" for key, value in vars(suite.timing).items()]
+    return "\n".join([*plain, "", "[timing]", *timing]) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def from_record(values: Mapping[str, Any], where: Path) -> Suite:
+    """The suite that a run's environment holds, with the same checks as a file."""
+    timing = dict(values.get("timing", {}))
+    plain = {key: value for key, value in values.items() if key != "timing"}
+    suite = _fill(Suite(name=where.name), plain, where, skip="timing")
+    return replace(suite, timing=_fill(TimingOptions(), timing, where, where="timing."))
 
 
 def _toml() -> Any:

@@ -55,6 +55,11 @@ def joules(value: float) -> str:
     return f"{_three(value * 1e6)} µJ"
 
 
+def mebibytes(value: float) -> str:
+    """A size in MiB with three significant digits."""
+    return f"{_three(value / 2**20)} MiB"
+
+
 def giga(value: float) -> str:
     """A rate in units of 10^9."""
     return _three(value * 1e-9)
@@ -85,10 +90,11 @@ def _three(value: float) -> str:
 
 
 def fastest_torch(records: Sequence[Record], case_id: str) -> str | None:
-    """Name of the PyTorch form with the lowest median in a case."""
-    timed = [
-        r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and r["stats"] is not None
+    """Name of the PyTorch form with the lowest median in a case; a yardstick does other work, and is none."""
+    forms = [
+        r for r in records if r["case_id"] == case_id and r["provider"].startswith("torch-") and not r["yardstick"]
     ]
+    timed = [r for r in forms if r["stats"] is not None]
     return min(timed, key=lambda r: r["stats"]["median"])["provider"] if timed else None
 
 
@@ -104,7 +110,10 @@ def _row(record: Record, best: str | None) -> Row:
     if stats is None:
         cells = (record["provider"], record["status"], *[MISSING] * (len(HEADERS) - 2))
     else:
+        against_peer = "official form" if is_peer else speed_up(record["ratios"].get(record["peer"]))
         against_best = speed_up_value(record["ratios"].get(best or ""))
+        if record["yardstick"]:
+            against_peer, against_best = "yardstick", MISSING
         if best == record["provider"]:
             against_best = "fastest"
         cells = (
@@ -112,7 +121,7 @@ def _row(record: Record, best: str | None) -> Row:
             record["status"],
             seconds(stats["median"]),
             seconds(stats["q3"] - stats["q1"]),
-            "official form" if is_peer else speed_up(record["ratios"].get(record["peer"])),
+            against_peer,
             against_best,
             giga(rates["flops_per_s"]),
             percent(rates["compute_fraction"]),
@@ -138,3 +147,25 @@ def counts(records: Sequence[Record]) -> dict[str, int]:
     for record in records:
         found[record["status"]] = found.get(record["status"], 0) + 1
     return found
+
+
+STEP_HEADERS = (
+    "provider", "status", "samples / s", "time a step", "speed-up [95 %]", "energy / sample", "peak memory",
+    "of matrix rate",
+)  # fmt: skip
+
+
+def step_row(record: Record) -> tuple[str, ...]:
+    """What the one who trains a model asks of a whole step, in the order of STEP_HEADERS."""
+    energy, memory, rates = record["energy"]["joules_per_call"], record["memory"]["peak_bytes"], record["rates"]
+    is_peer = record["provider"] == record["peer"]
+    return (
+        record["provider"],
+        record["status"],
+        _three(rates["samples_per_s"]),
+        seconds(record["stats"]["median"]),
+        "official form" if is_peer else speed_up(record["ratios"].get(record["peer"])),
+        MISSING if energy is None else joules(energy / record["work"]["samples"]),
+        MISSING if memory is None else mebibytes(memory),
+        percent(rates["compute_fraction"]),
+    )

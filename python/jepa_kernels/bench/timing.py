@@ -1,4 +1,4 @@
-"""Timing: named clocks, adaptive warm-up, and rounds that run every provider once in random order."""
+"""Timing: adaptive warm-up, and rounds that run every provider once in random order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
+from .cache import Eviction
+from .clocks import Call, Clock
 from .statistics import Ratio, Summary
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True)
@@ -28,49 +26,8 @@ class TimingOptions:
     warmup_agreement: float = 0.01
     max_relative_ci: float = 0.02
     max_drift: float = 0.02
-
-
-class Clock(Protocol):
-    """Measures the seconds that a number of consecutive calls take."""
-
-    name: str
-
-    def measure(self, call: Call, calls: int) -> float: ...
-
-
-class WallClock:
-    """`perf_counter_ns` around the calls: host time, for work that runs on the CPU."""
-
-    name = "wall"
-
-    def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
-        self._now_ns = now_ns
-
-    def measure(self, call: Call, calls: int) -> float:
-        start = self._now_ns()
-        for _ in range(calls):
-            call()
-        return (self._now_ns() - start) * 1e-9
-
-
-class DeviceEventClock:
-    """CUDA events on the current stream: device time from the first to the last call, launches included."""
-
-    name = "device_event"
-
-    def measure(self, call: Call, calls: int) -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(calls):
-            call()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
-
-
-def clock_for(device: torch.device) -> Clock:
-    """The clock that belongs to a device."""
-    return DeviceEventClock() if device.type == "cuda" else WallClock()
+    cache: str = "warm"  # "cold" evicts the caches before every timed call
+    clock: str = "auto"  # or a name of `clocks.NAMES`
 
 
 @dataclass
@@ -85,10 +42,13 @@ class Timed:
     samples: dict[int, float] = field(default_factory=dict)  # round -> seconds per call
     positions: dict[int, int] = field(default_factory=dict)  # round -> place in that round's order
     error: BaseException | None = None
+    eviction: Eviction | None = None
 
     def sample(self, clock: Clock) -> float:
-        """Seconds per call of one batch of calls."""
+        """Seconds per call of one batch of calls; one call alone where the caches are evicted before it."""
         with self.context():
+            if self.eviction is not None:
+                self.eviction.evict()
             return clock.measure(self.call, self.calls_per_sample) / self.calls_per_sample
 
 
@@ -108,7 +68,7 @@ def warm_up(timed: Timed, clock: Clock, options: TimingOptions) -> None:
             if previous is not None and abs(seconds / previous - 1) <= options.warmup_agreement:
                 break
             previous = seconds
-    timed.calls_per_sample = window
+    timed.calls_per_sample = window if timed.eviction is None else 1
     timed.warmup_s = spent
 
 
@@ -120,12 +80,14 @@ def interleave(
     seed: int = 0,
     budget_s: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    watch: Callable[[str | None], None] = lambda _provider: None,
     now: Callable[[], float] = time.perf_counter,
 ) -> None:
     """Measure providers in rounds; each round runs every provider once, in seeded random order.
 
     Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the others go
-    on. Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
+    on. `watch(None)` is called before the first round and `watch(name)` after each sample, outside of all timing.
+    Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
     true: no round is cut, so every provider has the same ones.
     """
     order = random.Random(seed)
@@ -134,6 +96,7 @@ def interleave(
         if stop():
             return
         _guarded(timed, partial(warm_up, timed, clock, options))
+    watch(None)
     for index in range(options.rounds):
         spent = now() - begin
         if stop() or (budget_s is not None and spent > budget_s):
@@ -141,6 +104,7 @@ def interleave(
         running = [t for t in providers if t.error is None]
         for position, timed in enumerate(order.sample(running, len(running))):
             _guarded(timed, partial(_record, timed, clock, index, position))
+            watch(timed.name)
 
 
 def _record(timed: Timed, clock: Clock, index: int, position: int) -> None:

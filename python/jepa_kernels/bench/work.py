@@ -21,16 +21,20 @@ def patch_embed_bytes(
     return pixels + (patch_values + 1) * dim * weight_bytes + tokens * dim * out_bytes
 
 
-def attention_flops(visible_pairs: int, heads: int, head_dim: int, *, backward: bool = False) -> float:
-    """4 * d * visible query-key pairs * heads; forward and backward together are 3.5 times that."""
-    return 4 * head_dim * visible_pairs * heads * (3.5 if backward else 1)
+def attention_flops(
+    visible_pairs: int, heads: int, head_dim: int, *, forward: bool = True, backward: bool = False
+) -> float:
+    """4 * d * visible query-key pairs * heads for the forward, 2.5 times that for the backward."""
+    return 4 * head_dim * visible_pairs * heads * ((1 if forward else 0) + (2.5 if backward else 0))
 
 
-def attention_bytes(tokens: int, heads: int, head_dim: int, *, value_bytes: int, backward: bool = False) -> int:
+def attention_bytes(
+    tokens: int, heads: int, head_dim: int, *, value_bytes: int, forward: bool = True, backward: bool = False
+) -> int:
     """Q + K + V + O + fp32 log-sum-exp; backward reads them and dO again and writes dQ, dK, dV."""
     rows = tokens * heads
-    forward = rows * (4 * head_dim * value_bytes + 4)
-    return forward + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
+    moved = rows * (4 * head_dim * value_bytes + 4) if forward else 0
+    return moved + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
 
 
 def frame_causal_pairs(frames: int, tokens_per_frame: int) -> int:
@@ -54,7 +58,7 @@ def ema_bytes(elements: int, *, online_bytes: int = 4, target_bytes: int = 4) ->
 
 
 def adamw_ema_flops(elements: int) -> int:
-    """20 per element: moments 7, bias correction, root and quotient 6, decay and step 4, EMA 3."""
+    """20 per element: norm 2, scaling 1, moments 7, bias correction, root and quotient 5, decay and step 2, EMA 3."""
     return 20 * elements
 
 
@@ -74,9 +78,9 @@ def transformer_flops(
 
 
 def jepa_loss_flops(tokens: int, dim: int, *, backward: bool = False) -> int:
-    """12 per element: two sums of the norm (4), the normalised value (2), difference and penalty (2), gradient; backward
-    computes the norm again."""
-    return (8 + (12 if backward else 0)) * tokens * dim
+    """8 per element: two sums of the norm (4), the normalised value (2), difference, sum of the penalty; backward has the
+    norm and the difference again, and a factor. Absolute values and signs are no FLOPs."""
+    return (8 + (8 if backward else 0)) * tokens * dim
 
 
 def jepa_loss_bytes(tokens: int, dim: int, *, value_bytes: int, backward: bool = False) -> int:
@@ -85,12 +89,32 @@ def jepa_loss_bytes(tokens: int, dim: int, *, value_bytes: int, backward: bool =
 
 
 def sigreg_flops(sets: int, samples: int, dim: int, slices: int, points: int) -> int:
-    """Forward and backward: two matrix products, and per sample and slice 6 and 8 a point after the first and 2 x 30 for the sine
-    and cosine."""
+    """Forward and backward: two matrix products, and per sample and slice 2 x 30 for the sine and cosine of the first angle and,
+    a point after the first, 6 and 6 to turn by that angle, 2 for the sums and 4 for the gradient."""
     projections = sets * samples * slices
-    return projections * (4 * dim + 14 * (points - 1) + 60)
+    return projections * (4 * dim + 18 * (points - 1) + 60)
 
 
 def sigreg_bytes(sets: int, samples: int, dim: int, slices: int, *, value_bytes: int) -> int:
     """x, its gradient, and the directions, once each."""
     return (2 * sets * samples * dim + dim * slices) * value_bytes
+
+
+def patch_embed_step_bytes(
+    batch: int, tokens: int, kept: Sequence[int], patch_values: int, dim: int, *, fused: bool, normalise: bool = False
+) -> int:
+    """Bytes that the forward patch embeddings of one JEPA step read and write: all tokens for the target, `kept[m]` an element
+    for each mask m of the context. Pixels, tokens and ids count; the weights, the same on both sides, do not.
+
+    Official form, on float32 pixels under bfloat16 autocast: each of its 1 + M calls casts all pixels (4 read, 2 written),
+    convolves all patches (2 read) and writes all tokens, channels first. The target's are copied to token order by its
+    first LayerNorm (read, written); each mask's are gathered (read, written, 8 bytes of id a token). With `normalise`,
+    also the float32 pixels themselves, made from bytes once (1 read, 4 written).
+    Fused: the bytes of the pixels, those of kept patches a second time as if no cache held them, and the tokens that are
+    kept, with 8 bytes of id each.
+    """
+    pixels, all_tokens, kept_tokens = batch * tokens * patch_values, batch * tokens * dim * 2, batch * sum(kept)
+    if fused:
+        return pixels + kept_tokens * patch_values + all_tokens + kept_tokens * (dim * 2 + 8)
+    calls = (1 + len(kept)) * (pixels * (4 + 2 + 2) + all_tokens)
+    return calls + 2 * all_tokens + kept_tokens * (2 * dim * 2 + 8) + (pixels * (1 + 4) if normalise else 0)

@@ -59,7 +59,7 @@ def ema_update_(
             places are not looked at again.
         TypeError: an element that is not a tensor, or a dtype outside the lists above.
 
-    Cost: 12 bytes and 2 FLOPs an element in float32, plus 2 bytes with a shadow; 6 bytes all in bfloat16.
+    Cost: 12 bytes and 3 FLOPs an element in float32, plus 2 bytes with a shadow; 6 bytes all in bfloat16.
 
     Deterministic: yes, bit for bit, on every backend.
 

@@ -63,8 +63,8 @@ def jepa_loss(
             weights require grad; an id lies outside [-1, N). Ids on a GPU are checked only with JEPA_KERNELS_CHECK=1;
             without it an id out of range reads nothing and makes the loss, and that token's gradient, NaN.
 
-    Cost: R tokens of D channels: about 12 * R * D FLOPs. Bytes: pred and the R target rows read once; backward reads
-        them again and writes the gradient. Nothing but the inputs is kept for backward.
+    Cost: R tokens of D channels: 8 * R * D FLOPs forward, as many backward. Bytes: pred and the R target rows read once;
+        backward reads them again and writes the gradient. Nothing but the inputs is kept for backward.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton.
 

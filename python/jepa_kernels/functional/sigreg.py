@@ -60,8 +60,8 @@ def sigreg(
     value and gradient. Non-finite inputs make the result NaN. float32 angles t_max * |z| beyond 1e4 are exact on cpu
     and lose digits on triton.
 
-    Cost: 2 * N * D * K FLOPs of matrix product forward and twice that backward, where projections are made again; 6
-        FLOPs a sample, slice and point forward, 8 backward. Bytes: x, A and (2, num_points, K) sums. On a CPU
+    Cost: 2 * N * D * K FLOPs of matrix product forward and twice that backward, where projections are made again; 8
+        FLOPs a sample, slice and point forward, 10 backward. Bytes: x, A and (2, num_points, K) sums. On a CPU
         projections stay in the caches, at most 64 samples' a thread; on a GPU they exist 2**24 at a time.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton, as far as the matrix product

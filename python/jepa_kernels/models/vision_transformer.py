@@ -96,8 +96,11 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         init_weights(self, self.blocks, init_std)
 
-    def forward(self, x: Tensor, masks: Tensor | list[Tensor] | None = None) -> Tensor:
-        depth, rows, columns = self._grid(x)
+    def forward(
+        self, x: Tensor, masks: Tensor | list[Tensor] | None = None, tokens: Tensor | None = None
+    ) -> Tensor:
+        """`tokens`, if given, are what the patch embedding would make of `x` and `masks`, positions added."""
+        depth, rows, columns = grid = self.grid(x)
         rope = None
         if self.use_rope:
             # A kept token keeps the position of its place in the clip, not of its place among the kept tokens.
@@ -107,10 +110,12 @@ class VisionTransformer(nn.Module):
             else:
                 ids = masks if isinstance(masks, Tensor) else torch.cat(masks, dim=0)
             rope = Rope3D.from_ids(ids, grid=(rows, columns))
-        x = self.patch_embed(x, keep=masks, pos_embed=self._pos_embed(depth, rows, columns))
-        return self.norm(run_blocks(self.blocks, x, rope, self.use_activation_checkpointing))
+        if tokens is None:
+            tokens = self.patch_embed(x, keep=masks, pos_embed=self.positions(grid))
+        return self.norm(run_blocks(self.blocks, tokens, rope, self.use_activation_checkpointing))
 
-    def _grid(self, x: Tensor) -> tuple[int, int, int]:
+    def grid(self, x: Tensor) -> tuple[int, int, int]:
+        """Tokens of these pixels along frame, row and column; raises where they do not fit the model."""
         dims = 5 if self.is_video else 4
         if x.ndim != dims or x.shape[1] != self.in_chans:
             shape = "(B, C, T, H, W)" if self.is_video else "(B, C, H, W)"
@@ -119,7 +124,9 @@ class VisionTransformer(nn.Module):
         rows = patch_count("height", x.shape[-2], "patch_size", self.patch_size)
         return depth, rows, patch_count("width", x.shape[-1], "patch_size", self.patch_size)
 
-    def _pos_embed(self, depth: int, rows: int, columns: int) -> Tensor | None:
+    def positions(self, grid: tuple[int, int, int]) -> Tensor | None:
+        """The position table for a grid of tokens; None with RoPE."""
+        depth, rows, columns = grid
         if self.pos_embed is None:
             return None
         height, width = rows * self.patch_size, columns * self.patch_size
@@ -128,7 +135,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(
                 f"the position table is for {self.num_frames} frames of {self.img_height}x{self.img_width} pixels; "
                 f"got {depth * rows * columns} tokens of {height}x{width} frames. Use use_rope=True, or the size of "
-                "the table"
+                "the table; jk.nn.interpolate_pos_embed makes one for another"
             )
         return self.pos_embed[:, :tokens]  # the table of a shorter clip is the first part of this one
 

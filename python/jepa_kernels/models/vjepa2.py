@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.ema_update import ema_update_
+from ..functional.patch_embed_pair import patch_embed_pair
 from ..masks import apply_masks
 from .predictor import VisionTransformerPredictor
 from .vision_transformer import VisionTransformer, build_encoder
@@ -66,10 +68,11 @@ class VJEPA2(nn.Module):
                 f"masks_enc and masks_pred must pair up; got {len(masks_enc)} and {len(masks_pred)} masks"
             )
         clips = channels_first(clips, self.encoder.in_chans)
-        targets = self.targets(clips)
+        target_tokens, context_tokens = self._embed(clips, masks_enc)
+        targets = self.targets(clips, target_tokens)
         losses = []
-        for context_ids, target_ids in zip(masks_enc, masks_pred, strict=True):
-            context = self.encoder(clips, masks=context_ids)
+        for tokens, context_ids, target_ids in zip(context_tokens, masks_enc, masks_pred, strict=True):
+            context = self.encoder(clips, masks=context_ids, tokens=tokens)
             # Token 0: the index is that of the clip length, and all clips of a batch have one.
             predicted = self.predictor(context, context_ids, target_ids, mask_index=0)
             losses.append((predicted.float() - apply_masks(targets, [target_ids])).abs().mean())
@@ -83,10 +86,36 @@ class VJEPA2(nn.Module):
         return per_mask.mean(), stats
 
     @torch.no_grad()
-    def targets(self, clips: Tensor) -> Tensor:
-        """What the predictor has to predict, for every token: (B, C, T, H, W) -> (B, N, D) float32, no gradient."""
-        h = self.target_encoder(clips)  # ends in the affine LayerNorm of the encoder
+    def targets(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """What the predictor has to predict, for every token: (B, C, T, H, W) -> (B, N, D) float32, no gradient.
+
+        `tokens`, if given, are the target's patch embedding of the clips."""
+        h = self.target_encoder(clips, tokens=tokens)  # ends in the affine LayerNorm of the encoder
         return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
+
+    def _embed(
+        self, clips: Tensor, masks_enc: list[Tensor]
+    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+        """All tokens by the target's patch embedding, the kept ones of each mask by the encoder's; pixels are read once.
+
+        Nothing where parameters are sharded: they are whole only inside their encoder, which then embeds for itself."""
+        grid, own, target = self.encoder.grid(clips), self.encoder.patch_embed, self.target_encoder.patch_embed
+        if any(type(weight) is not nn.Parameter for weight in (own.proj.weight, target.proj.weight)):
+            return None, [None] * len(masks_enc)
+        uint8 = clips.dtype == torch.uint8  # floating-point clips have been normalised
+        found = patch_embed_pair(
+            clips,
+            target.proj.weight,
+            target.proj.bias,
+            own.proj.weight,
+            own.proj.bias,
+            keep=masks_enc,
+            target_pos_embed=self.target_encoder.positions(grid),
+            context_pos_embed=self.encoder.positions(grid),
+            mean=own.mean if uint8 else None,
+            std=own.std if uint8 else None,
+        )
+        return found[0], list(found[1])
 
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""

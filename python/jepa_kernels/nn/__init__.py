@@ -7,6 +7,7 @@ from .pos_embs import (
     get_1d_sincos_pos_embed_from_grid,
     get_2d_sincos_pos_embed,
     get_3d_sincos_pos_embed,
+    interpolate_pos_embed,
 )
 from .sigreg import SIGReg
 
@@ -21,4 +22,5 @@ __all__ = [
     "get_1d_sincos_pos_embed_from_grid",
     "get_2d_sincos_pos_embed",
     "get_3d_sincos_pos_embed",
+    "interpolate_pos_embed",
 ]

@@ -1,8 +1,12 @@
-"""Fixed sine-cosine position embeddings in one, two and three dimensions, computed in float64."""
+"""Fixed sine-cosine position embeddings in one, two and three dimensions, computed in float64, and their interpolation."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
@@ -75,3 +79,45 @@ def _with_cls(embedding: FloatArray, cls_token: bool) -> FloatArray:
     if not cls_token:
         return embedding
     return np.concatenate([np.zeros((1, embedding.shape[1])), embedding], axis=0)
+
+
+def interpolate_pos_embed(
+    pos_embed: torch.Tensor, grid_size: Sequence[int], new_grid_size: Sequence[int], num_prefix_tokens: int = 0
+) -> torch.Tensor:
+    """A table of position embeddings for another size of input: bicubic over images, trilinear over clips.
+
+    Formula: each channel is a picture (rows, columns) or a volume (depth, rows, columns), sampled at the centres of the new
+    cells (`align_corners=False`): `F.interpolate` with "bicubic" or "trilinear", what the official I-JEPA and V-JEPA encoders
+    do when an input does not have the size of their table. The new grid is named, where they pass a scale: a rounded
+    square root of token counts can miss the grid by one, and cannot tell rows from columns. Equal sizes return the table.
+
+    Shapes: pos_embed (N, D) or (1, N, D) with N = num_prefix_tokens + the product of `grid_size`; both grids are
+    (rows, columns) or (depth, rows, columns). Returns the like with the tokens of `new_grid_size`. The first
+    `num_prefix_tokens` rows, class tokens, have no place on the grid and stay as they are; I-JEPA's own tables have none.
+
+    Dtypes: any floating point; float16 and bfloat16 are interpolated in float32 and rounded once. Differentiable.
+    Errors: ValueError when the grids differ in rank or are empty, or N does not fit. Deterministic on CPUs; the backward
+    pass of `F.interpolate` on GPUs is not.
+    Source: I-JEPA (Assran et al., 2023), V-JEPA (Bardes et al., 2024).
+
+    >>> table = torch.from_numpy(get_2d_sincos_pos_embed(8, (4, 4)))
+    >>> interpolate_pos_embed(table, (4, 4), (6, 8)).shape
+    torch.Size([48, 8])
+    """
+    old, new = tuple(grid_size), tuple(new_grid_size)
+    if len(old) not in (2, 3) or len(new) != len(old) or min(*old, *new) < 1:
+        raise ValueError(f"grids must both be (rows, columns) or (depth, rows, columns), 1 and more; got {old} and {new}")
+    tokens = num_prefix_tokens + int(np.prod(old))
+    if pos_embed.ndim not in (2, 3) or pos_embed.shape[-2] != tokens or pos_embed.shape[:-2] not in ((), (1,)):
+        raise ValueError(
+            f"pos_embed has shape {tuple(pos_embed.shape)}; expected ({tokens}, D) or (1, {tokens}, D) for the grid {old} "
+            f"and {num_prefix_tokens} prefix tokens"
+        )
+    if old == new:
+        return pos_embed
+    prefix, table = pos_embed.split([num_prefix_tokens, tokens - num_prefix_tokens], dim=-2)
+    volume = table.reshape(1, *old, -1).movedim(-1, 1)  # [1, D, (depth,) rows, columns]
+    computed = volume.to(torch.promote_types(volume.dtype, torch.float32))
+    sampled = F.interpolate(computed, size=new, mode="bicubic" if len(new) == 2 else "trilinear", align_corners=False)
+    flat = sampled.to(table.dtype).flatten(2).transpose(1, 2).reshape(*pos_embed.shape[:-2], -1, pos_embed.shape[-1])
+    return torch.cat([prefix, flat], dim=-2)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 # Every operator, in the order in which tables list them. Importing the module registers the operator.
-OPERATOR_NAMES = ("patch_embed", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg")
+OPERATOR_NAMES = ("patch_embed", "patch_embed_pair", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg")
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Backend:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator and its implementations. `dtypes` lists, for each backend, the element types it computes in."""
+    """An operator and its implementations. `dtypes` lists, for each backend, the element types it computes in; `native` names the
+    operator whose native code it calls, where that is another."""
 
     name: str
     backends: Mapping[str, Backend]
     dtypes: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
+    native: str = ""
 
 
 _operators: dict[str, Operator] = {}

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from ..errors import BenchInputError
-from . import adamw_ema, ema_update, jepa_loss, masked_attention, patch_embed, sigreg, train_step
+from . import adamw_ema, ema_update, jepa_loss, masked_attention, patch_embed, patch_embed_pair, sigreg, train_step
 from .base import Case, Provider, Setting, Work
+from .own import load_cases, model_case
 
-__all__ = ["Case", "Provider", "Setting", "Work", "all_cases", "select"]
+__all__ = ["Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
 
 
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
-    modules = (patch_embed, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg, train_step)
+    modules = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg, train_step)
     return [case for module in modules for case in module.cases()]
 
 

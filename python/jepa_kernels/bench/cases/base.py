@@ -62,7 +62,8 @@ class Provider:
     """One implementation.
 
     `setup` is not timed (weights cast ahead, a model built); `run` is. `context` is entered once around a batch of
-    calls. `supports` returns None, or why this provider cannot run these inputs.
+    calls. `supports` returns None, or why this provider cannot run these inputs. A `yardstick` is other work of known
+    size, timed in the same rounds so that the rest can be held against it: its result is not compared.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Provider:
     outputs: Callable[[State, Any], list[Tensor]] = flatten
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     about: str = ""
+    yardstick: bool = False
 
 
 @dataclass(frozen=True)

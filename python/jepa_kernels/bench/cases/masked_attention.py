@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .. import attention_peers
 from .. import work as formulas
 from ..eager_vjepa2 import rotate_queries_or_keys
 from ..providers import kernel_providers
-from .base import DTYPES, Case, Provider, Setting, Work
+from .base import DTYPES, Case, Provider, Setting, Work, unchanged
 
 RAGGED_LENGTHS = (70, 113, 138, 258)
+# A batch of contexts as block masks leave them: 24 lengths from 64 to 656, evenly spread, in mixed order.
+LONG_RAGGED_LENGTHS = tuple(64 + 592 * (i * 7 % 24) // 23 for i in range(24))
+
+
+Attend = Callable[["AttentionInputs"], Tensor]
+Setup = Callable[["AttentionInputs"], "AttentionInputs"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,12 @@ class Shape:
     causal_frames: int = 0
     lengths: tuple[int, ...] = ()
     backward: bool = False
+    forward: bool = True  # False times the backward alone
+
+    @property
+    def direction(self) -> str:
+        """Which passes are timed."""
+        return "fwd-bwd" if self.forward and self.backward else "bwd" if self.backward else "fwd"
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class AttentionInputs:
     shape: Shape
     positions: Tensor | None = None  # fp32 (N, 3): frame, row, column
     extra: dict[str, Any] = field(default_factory=dict)
+    saved: Tensor | None = None  # the output, with its graph, where the backward alone is timed
 
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as (B, H, N, D) views, as the official models hand them to SDPA."""
@@ -75,14 +89,11 @@ def _pairs(shape: Shape) -> int:
 def _work(inputs: AttentionInputs) -> Work:
     shape = inputs.shape
     tokens = sum(shape.lengths) if shape.lengths else shape.batch * shape.tokens
+    passes = {"forward": shape.forward, "backward": shape.backward}
     return Work(
-        formulas.attention_flops(_pairs(shape), shape.heads, shape.head_dim, backward=shape.backward),
+        formulas.attention_flops(_pairs(shape), shape.heads, shape.head_dim, **passes),
         formulas.attention_bytes(
-            tokens,
-            shape.heads,
-            shape.head_dim,
-            value_bytes=inputs.qkv.element_size(),
-            backward=shape.backward,
+            tokens, shape.heads, shape.head_dim, value_bytes=inputs.qkv.element_size(), **passes
         ),
         len(shape.lengths) or shape.batch,
         tokens,
@@ -108,38 +119,51 @@ def _with_arguments(inputs: AttentionInputs) -> AttentionInputs:
     return replace(inputs, extra=_arguments(inputs))
 
 
-def _finish(inputs: AttentionInputs, out: Tensor) -> tuple[Tensor, ...]:
+def _run(attend: Attend, inputs: AttentionInputs) -> tuple[Tensor, ...]:
+    """The output, and the gradient of qkv where the shape asks for it."""
+    out = inputs.saved if inputs.saved is not None else attend(inputs)
     if not inputs.shape.backward:
         return (out,)
-    return (out.detach(), *torch.autograd.grad(out, inputs.qkv, inputs.upstream.to(out.dtype)))
+    upstream = inputs.upstream.to(out.dtype)
+    return (out.detach(), *torch.autograd.grad(out, inputs.qkv, upstream, retain_graph=inputs.saved is not None))
 
 
-def _kernel(inputs: AttentionInputs) -> tuple[Tensor, ...]:
+def _kernel(inputs: AttentionInputs) -> Tensor:
     import jepa_kernels as jk
 
-    return _finish(inputs, jk.masked_attention(inputs.qkv, **inputs.extra))
+    return jk.masked_attention(inputs.qkv, **inputs.extra)
 
 
-def _twin(inputs: AttentionInputs, *, double: bool = False) -> list[Tensor]:
+def _exact(inputs: AttentionInputs) -> list[Tensor]:
+    """The definition in float64, on the rounded inputs."""
     from ... import reference
 
-    if double:
-        qkv = inputs.qkv.detach().double().requires_grad_(inputs.shape.backward)
-        inputs = replace(inputs, qkv=qkv)
-    return list(_finish(inputs, reference.masked_attention(inputs.qkv, **_arguments(inputs))))
+    qkv = inputs.qkv.detach().double().requires_grad_(inputs.shape.backward)
+    arguments = _arguments(inputs)
+    return list(_run(lambda x: reference.masked_attention(x.qkv, **arguments), replace(inputs, qkv=qkv)))
 
 
-def _sdpa(inputs: AttentionInputs) -> tuple[Tensor, ...]:
-    q, k, v = inputs.split()
-    return _finish(inputs, functional.scaled_dot_product_attention(q, k, v, **inputs.extra))
+def _low_precision(inputs: AttentionInputs) -> list[Tensor]:
+    """PyTorch's own attention in the dtype of the inputs, whose error sets the limit."""
+    shape = inputs.shape
+    if shape.lengths:
+        padded = _padded(inputs)
+        return _unpad(padded, _run(_sdpa, padded))
+    if shape.grid is not None:
+        return list(_run(partial(_rope_sdpa, promote=inputs.qkv.is_cuda), inputs))
+    return list(_run(_sdpa, _bool_mask(inputs) if shape.causal_frames else inputs))
 
 
-def _rope_sdpa(inputs: AttentionInputs) -> tuple[Tensor, ...]:
+def _sdpa(inputs: AttentionInputs) -> Tensor:
+    return functional.scaled_dot_product_attention(*inputs.split(), **inputs.extra)
+
+
+def _rope_sdpa(inputs: AttentionInputs, *, promote: bool) -> Tensor:
     """The official form: angles rebuilt and both tensors rotated elementwise in every call."""
     q, k, v = inputs.split()
     assert inputs.positions is not None
-    q, k = (rotate_queries_or_keys(x, inputs.positions).to(v.dtype) for x in (q, k))
-    return _finish(inputs, functional.scaled_dot_product_attention(q, k, v))
+    q, k = (rotate_queries_or_keys(x, inputs.positions, promote=promote).to(v.dtype) for x in (q, k))
+    return functional.scaled_dot_product_attention(q, k, v)
 
 
 def _bool_mask(inputs: AttentionInputs) -> AttentionInputs:
@@ -173,64 +197,146 @@ def _unpad(state: AttentionInputs, result: tuple[Tensor, ...]) -> list[Tensor]:
     return [out, *(torch.cat([g[i, :n] for i, n in enumerate(lengths)]) for g in result[1:])]
 
 
-def _providers(shape: Shape, device: torch.device) -> list[Provider]:
-    kernels = kernel_providers("masked_attention", device, _kernel, setup=_with_arguments)
+def _with_forward(setup: Setup, attend: Attend, inputs: AttentionInputs) -> AttentionInputs:
+    state = setup(inputs)
+    return state if inputs.shape.forward else replace(state, saved=attend(state))
+
+
+def _peer(name: str, attend: Attend, setup: Setup = unchanged, **options: Any) -> Provider:
+    return Provider(name, partial(_run, attend), partial(_with_forward, setup, attend), **options)
+
+
+@lru_cache
+def _compiled_rope_sdpa(promote: bool) -> Attend:
+    return torch.compile(partial(_rope_sdpa, promote=promote), dynamic=False)
+
+
+def _rope_peers(promote: bool, compiled: bool) -> list[Provider]:
+    eager = partial(_rope_sdpa, promote=promote)
+    found = [_peer("torch-rope-sdpa", eager, about="elementwise RoPE as autocast has it, then SDPA")]
+    if compiled:
+        about = "the same, compiled"
+        found.append(_peer("torch-compile-rope-sdpa", lambda x: _compiled_rope_sdpa(promote)(x), about=about))
+    return found
+
+
+def _with_backends(base: Provider, device: torch.device) -> list[Provider]:
+    return [base, *attention_peers.sdpa_backends(base, device)]
+
+
+def _flex_peers(compiled: bool, device: torch.device) -> list[Provider]:
+    """FlexAttention with the rule as a block mask, built ahead; it compiles, so a quick run leaves it out."""
+    if not compiled:
+        return []
+    why = attention_peers.flex_runs(device)
+    attend = partial(_flex, compiled=True)
+    return [_peer("torch-flex", attend, _blocks, supports=lambda _x: why, about="FlexAttention, block mask")]
+
+
+def _blocks(inputs: AttentionInputs) -> AttentionInputs:
+    shape = inputs.shape
+    blocks = attention_peers.frame_causal_blocks(shape.tokens, shape.tokens // shape.causal_frames, inputs.qkv.device)
+    return replace(inputs, extra={"blocks": blocks})
+
+
+def _flex(inputs: AttentionInputs, *, compiled: bool) -> Tensor:
+    return attention_peers.flex(*inputs.split(), inputs.extra["blocks"], compiled=compiled)
+
+
+def _same_length(inputs: AttentionInputs) -> AttentionInputs:
+    """No mask; a ragged batch becomes as many sequences of one length, the root mean square: the same FLOPs."""
+    shape = inputs.shape
+    if not shape.lengths:
+        return replace(inputs, extra={})
+    length = round((formulas.ragged_pairs(shape.lengths) / len(shape.lengths)) ** 0.5)
+    qkv = inputs.qkv.new_empty(len(shape.lengths), length, 3, shape.heads, shape.head_dim).normal_()
+    upstream = torch.randn_like(qkv[:, :, 0]).transpose(1, 2)
+    return replace(inputs, qkv=qkv.requires_grad_(shape.backward), upstream=upstream, extra={})
+
+
+def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
+    """Our own attention without the mask: what its structure should save can be read off the ratio."""
+    setup = partial(_with_forward, _same_length, _kernel)
+    about = "sequences of equal length, the same FLOPs" if shape.lengths else "no mask, the same tokens"
+    found = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup, about=about, yardstick=True)
+    return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
+
+
+def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provider]:
+    setup = partial(_with_forward, _with_arguments, _kernel)
+    kernels = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup)
+    if shape.lengths or shape.causal_frames:
+        kernels += _yardsticks(shape, device)
     if shape.lengths:
-        padded = Provider("torch-sdpa-padded", _sdpa, _padded, outputs=_unpad, about="padded, key mask")
-        return [*kernels, padded]
+        return [*kernels, _peer("torch-sdpa-padded", _sdpa, _padded, outputs=_unpad, about="padded, key mask")]
     if shape.causal_frames:
         about = "dense boolean mask, the official form"
-        return [*kernels, Provider("torch-sdpa-bool-mask", _sdpa, _bool_mask, about=about)]
+        peers = _with_backends(_peer("torch-sdpa-bool-mask", _sdpa, _bool_mask, about=about), device)
+        return [*kernels, *peers, *_flex_peers(compiled, device)]
     if shape.grid is not None:
-        return [*kernels, Provider("torch-rope-sdpa", _rope_sdpa, about="elementwise RoPE, then SDPA")]
-    return [*kernels, Provider("torch-sdpa", _sdpa)]
+        return [*kernels, *_rope_peers(device.type == "cuda", compiled)]
+    return [*kernels, *_with_backends(_peer("torch-sdpa", _sdpa), device)]
 
 
 def make_case(name: str, shape: Shape, dtype: str, peer: str, tags: set[str]) -> Case:
-    """One attention case; the name gains its direction."""
-    direction = "fwd-bwd" if shape.backward else "fwd"
+    """One attention case; the name gains its direction. Compiling takes longer than a quick run has."""
     make: Callable[[Setting], AttentionInputs] = partial(_inputs, shape, DTYPES[dtype])
     names = ("batch", "heads", "head_dim", "tokens", "causal_frames")
     listed: dict[str, int | float | str] = {k: getattr(shape, k) for k in names}
-    listed |= {"grid": str(shape.grid), "lengths": str(shape.lengths), "direction": direction}
+    listed |= {"grid": str(shape.grid), "lengths": str(shape.lengths), "direction": shape.direction}
     return Case(
         operator="masked_attention",
-        name=f"{name}-{direction}",
+        name=f"{name}-{shape.direction}",
         dtype=dtype,
         shape=listed,
         make_inputs=make,
-        providers=partial(_providers, shape),
+        providers=partial(_providers, shape, "quick" not in tags),
         work=_work,
-        reference=partial(_twin, double=True),
-        low_precision=_twin,
+        reference=_exact,
+        low_precision=_low_precision,
         peer=peer,
         tags=frozenset(tags),
     )
 
 
+def _dense_cases(dense: Shape) -> list[Case]:
+    """Without mask or rotation, each direction apart: every first-class head dim, and the sequence lengths of ViT-L."""
+    chosen = [("bf16", 64, n) for n in (512, 1568, 1806, 2048)]
+    chosen += [("bf16", d, 1568) for d in (24, 32, 80, 88)]
+    chosen += [("fp32", 64, n) for n in (512, 1568)]
+    found = []
+    for dtype, head_dim, tokens in chosen:
+        forward = replace(dense, head_dim=head_dim, tokens=tokens)
+        for shape in (forward, replace(forward, forward=False, backward=True)):
+            tags = {"full", "quick"} if tokens == 512 and shape.forward else {"full"}
+            found.append(make_case(f"dense-d{head_dim}-n{tokens}", shape, dtype, "torch-sdpa", tags))
+    return found
+
+
 def cases() -> list[Case]:
-    """The attention cases: ViT-L heads (d = 64) and the V-JEPA 2 predictor (d = 32)."""
+    """The attention cases: ViT-L heads (d = 64), the V-JEPA 2 predictor (d = 32), and every first-class head dim."""
     dense = Shape(batch=1, heads=16, head_dim=64, tokens=512)
     rope = replace(dense, grid=(2, 16, 16))
+    long_rope = replace(rope, tokens=2048, grid=(8, 16, 16))
     causal = replace(dense, tokens=516, causal_frames=2)
+    causal_7 = replace(causal, tokens=1806, causal_frames=7)
     ragged = replace(dense, lengths=RAGGED_LENGTHS, tokens=0, batch=len(RAGGED_LENGTHS))
+    long_ragged = replace(ragged, lengths=LONG_RAGGED_LENGTHS, batch=len(LONG_RAGGED_LENGTHS))
     predictor = Shape(batch=2, heads=12, head_dim=32, tokens=1024, grid=(4, 16, 16))
     every, full = {"quick", "full"}, {"full"}
-    found = []
+    found = _dense_cases(dense)
     for dtype in ("bf16", "fp32"):
         found += [
-            make_case("dense-d64-n512", dense, dtype, "torch-sdpa", every),
             make_case("vjepa2-vitl-rope-n512", rope, dtype, "torch-rope-sdpa", every),
             make_case("vjepa2-ac-causal-2f", causal, dtype, "torch-sdpa-bool-mask", every),
             make_case("vjepa2-contexts-ragged", ragged, dtype, "torch-sdpa-padded", every),
         ]
-    long_rope = replace(rope, tokens=2048, grid=(8, 16, 16))
-    return [
-        *found,
-        make_case("vjepa2-vitl-rope-n512", replace(rope, backward=True), "bf16", "torch-rope-sdpa", every),
-        make_case("vjepa2-vitl-rope-n2048", long_rope, "bf16", "torch-rope-sdpa", full),
-        make_case("vjepa2-vitl-rope-n2048", replace(long_rope, backward=True), "bf16", "torch-rope-sdpa", full),
-        make_case("vjepa2-predictor-d32-n1024", predictor, "bf16", "torch-rope-sdpa", full),
-        make_case("vjepa2-ac-causal-7f", replace(causal, tokens=1806, causal_frames=7), "bf16",
-              "torch-sdpa-bool-mask", full),
-    ]  # fmt: skip
+    found.append(make_case("vjepa2-vitl-rope-n512", replace(rope, backward=True), "bf16", "torch-rope-sdpa", every))
+    for name, shape, peer in (
+        ("vjepa2-vitl-rope-n2048", long_rope, "torch-rope-sdpa"),
+        ("vjepa2-predictor-d32-n1024", predictor, "torch-rope-sdpa"),
+        ("vjepa2-ac-causal-7f", causal_7, "torch-sdpa-bool-mask"),
+        ("vjepa2-contexts-ragged-24", long_ragged, "torch-sdpa-padded"),
+    ):
+        found += [make_case(name, s, "bf16", peer, full) for s in (shape, replace(shape, backward=True))]
+    return found

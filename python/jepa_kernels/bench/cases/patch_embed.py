@@ -6,15 +6,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .. import work as formulas
-from ..providers import kernel_providers
-from .base import DTYPES, Case, Provider, Setting, Work
+from .base import DTYPES, Case, Setting, Work
 from .masks import keep_block
-
-MEAN = (123.675, 116.28, 103.53)  # ImageNet, in the pixels' own 0..255 unit
-STD = (58.395, 57.12, 57.375)
+from .patch_embed_forms import MEAN, STD, PatchInputs, providers
 
 
 @dataclass(frozen=True)
@@ -28,6 +24,7 @@ class Shape:
     tubelet: int
     dim: int
     kept: float = 1.0
+    backward: bool = False
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -38,23 +35,6 @@ class Shape:
     @property
     def patch_values(self) -> int:
         return 3 * max(self.tubelet, 1) * self.patch**2
-
-
-@dataclass(frozen=True)
-class PatchInputs:
-    """Pixels (B, C, [T,] H, W) as a view of the decoder's channels-last output, weights and kept ids."""
-
-    pixels: Tensor
-    weight: Tensor
-    bias: Tensor
-    keep: Tensor | None
-    mean: Tensor
-    std: Tensor
-    shape: Shape
-
-    def cast(self, dtype: torch.dtype) -> PatchInputs:
-        """The same inputs with weights in another dtype."""
-        return replace(self, weight=self.weight.to(dtype), bias=self.bias.to(dtype))
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, setting: Setting) -> PatchInputs:
@@ -71,30 +51,31 @@ def _inputs(shape: Shape, dtype: torch.dtype, setting: Setting) -> PatchInputs:
     keep = None
     if shape.kept < 1:
         keep = keep_block(generator, shape.batch, *shape.grid, shape.kept).to(setting.device)
+    frames, height, width = shape.grid
+    tokens = keep.shape[1] if keep is not None else frames * height * width
+    grad = torch.randn(shape.batch, tokens, shape.dim, generator=generator) if shape.backward else None
     return PatchInputs(
         pixels,
-        weight.to(setting.device, dtype),
-        bias.to(setting.device, dtype),
+        weight.to(setting.device, dtype).requires_grad_(shape.backward),
+        bias.to(setting.device, dtype).requires_grad_(shape.backward),
         keep,
         torch.tensor(MEAN, device=setting.device),
         torch.tensor(STD, device=setting.device),
-        shape,
+        shape.grid,
+        None if grad is None else grad.to(setting.device, dtype),
     )
 
 
-def _work(inputs: PatchInputs) -> Work:
-    shape = inputs.shape
+def _work(shape: Shape, inputs: PatchInputs) -> Work:
     frames, height, width = shape.grid
     tokens = inputs.keep.numel() if inputs.keep is not None else shape.batch * frames * height * width
     size = inputs.weight.element_size()
-    return Work(
-        formulas.patch_embed_flops(tokens, shape.patch_values, shape.dim),
-        formulas.patch_embed_bytes(
-            tokens, shape.patch_values, shape.dim, pixel_bytes=1, weight_bytes=size, out_bytes=size
-        ),
-        shape.batch,
-        tokens,
+    flops = formulas.patch_embed_flops(tokens, shape.patch_values, shape.dim)
+    moved = formulas.patch_embed_bytes(
+        tokens, shape.patch_values, shape.dim, pixel_bytes=1, weight_bytes=size, out_bytes=size
     )
+    # The weight gradient: as many FLOPs, the pixels and the tokens' gradients read, the gradient written.
+    return Work(flops * (2 if shape.backward else 1), moved * (2 if shape.backward else 1), shape.batch, tokens)
 
 
 def _twin(inputs: PatchInputs) -> list[Tensor]:
@@ -103,80 +84,26 @@ def _twin(inputs: PatchInputs) -> list[Tensor]:
     out = reference.patch_embed(
         inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std
     )
-    return [out]
+    return inputs.with_gradients(out)
 
 
 def _double(inputs: PatchInputs) -> list[Tensor]:
+    assert inputs.mean is not None and inputs.std is not None
     return _twin(replace(inputs.cast(torch.float64), mean=inputs.mean.double(), std=inputs.std.double()))
 
 
-def _kernel(inputs: PatchInputs) -> Tensor:
-    import jepa_kernels as jk
-
-    return jk.patch_embed(
-        inputs.pixels, inputs.weight, inputs.bias, keep=inputs.keep, mean=inputs.mean, std=inputs.std
-    )
-
-
-def _conv(inputs: PatchInputs) -> Tensor:
-    """The official form: normalise every pixel, convolve every patch, then gather the kept tokens."""
-    trailing = (1,) * (inputs.pixels.ndim - 2)
-    mean, std = inputs.mean.view(-1, *trailing), inputs.std.view(-1, *trailing)
-    normalised = ((inputs.pixels.float() - mean) / std).to(inputs.weight.dtype)
-    convolve = functional.conv3d if inputs.pixels.ndim == 5 else functional.conv2d
-    stride = inputs.weight.shape[2:]
-    tokens = convolve(normalised, inputs.weight, inputs.bias, stride=stride).flatten(2).transpose(1, 2)
-    if inputs.keep is None:
-        return tokens
-    return torch.gather(tokens, 1, inputs.keep[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def _unfold_linear(inputs: PatchInputs) -> Tensor:
-    """The best plain PyTorch: gather kept uint8 patches first, normalise those alone, one matrix product."""
-    shape, (frames, height, width) = inputs.shape, inputs.shape.grid
-    pixels = inputs.pixels if inputs.pixels.ndim == 5 else inputs.pixels.unsqueeze(2)
-    depth = max(shape.tubelet, 1)
-    split = pixels.unflatten(2, (frames, depth)).unflatten(4, (height, shape.patch))
-    patches = split.unflatten(6, (width, shape.patch)).permute(0, 2, 4, 6, 1, 3, 5, 7)  # b t r c C pt ph pw
-    if inputs.keep is not None:
-        sample = torch.arange(patches.shape[0], device=patches.device)[:, None]
-        plane = height * width
-        frame, place = inputs.keep // plane, inputs.keep % plane
-        patches = patches[sample, frame, place // width, place % width]
-    else:
-        patches = patches.flatten(1, 3)
-    trailing = (1, 1, 1)
-    mean, scale = inputs.mean.view(-1, *trailing), inputs.std.reciprocal().view(-1, *trailing)
-    rows = ((patches.float() - mean) * scale).to(inputs.weight.dtype).flatten(2)
-    return functional.linear(rows, inputs.weight.flatten(1), inputs.bias)
-
-
-def _in_fp32(inputs: PatchInputs) -> PatchInputs:
-    return inputs.cast(torch.float32)
-
-
-def _providers(dtype: str, device: torch.device) -> list[Provider]:
-    found = [
-        *kernel_providers("patch_embed", device, _kernel),
-        Provider("torch-conv", _conv, about="the official form, in the dtype of the case"),
-        Provider("torch-unfold-linear", _unfold_linear, about="kept patches only, one matrix product"),
-    ]
-    if dtype == "bf16":
-        found.append(Provider("torch-conv-fp32", _conv, _in_fp32, about="the official form in fp32"))
-    return found
-
-
 def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
-    """One patch-embedding case; the name gains its masking and batch."""
+    """One patch-embedding case; the name gains its masking, its batch, and `fwd-wgrad` with the weight gradient."""
     kind = "dense" if shape.kept == 1 else f"masked{round(100 - 100 * shape.kept)}"
+    fields = ("batch", "frames", "size", "patch", "tubelet", "dim", "kept", "backward")
     return Case(
         operator="patch_embed",
-        name=f"{name}-{kind}-b{shape.batch}",
+        name=f"{name}-{kind}-b{shape.batch}{'-fwd-wgrad' if shape.backward else ''}",
         dtype=dtype,
-        shape={k: getattr(shape, k) for k in ("batch", "frames", "size", "patch", "tubelet", "dim", "kept")},
+        shape={key: getattr(shape, key) for key in fields},
         make_inputs=lambda setting: _inputs(shape, DTYPES[dtype], setting),
-        providers=lambda device: _providers(dtype, device),
-        work=_work,
+        providers=lambda device: providers(dtype, device),
+        work=lambda inputs: _work(shape, inputs),
         reference=_double,
         low_precision=_twin,
         peer="torch-conv",
@@ -195,7 +122,9 @@ def cases() -> list[Case]:
         make_case("vjepa2-vitl-16f", vitl, "fp32", every),
         make_case("vjepa2-vitl-16f", masked, "bf16", every),
         make_case("vjepa2-vitl-16f", masked, "fp32", every),
+        make_case("vjepa2-vitl-16f", replace(vitl, backward=True), "bf16", every),
         make_case("ijepa-vith14", vith, "bf16", every),
+        make_case("vjepa2-vitl-16f", replace(masked, backward=True), "bf16", {"full"}),
         make_case("vjepa2-vitl-16f", replace(vitl, batch=8), "bf16", {"full"}),
         make_case("vjepa2-vitl-16f", replace(masked, batch=8), "bf16", {"full"}),
         make_case("ijepa-vith14", replace(vith, batch=32), "bf16", {"full"}),

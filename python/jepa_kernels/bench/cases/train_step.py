@@ -107,7 +107,7 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
 
 
 def _work(inputs: StepInputs) -> Work:
-    """Matrix products of the blocks and patch embeddings; bytes of the optimiser and the EMA on the weights."""
+    """Matrix products of blocks, patch embeddings and the predictor's ends; bytes of the optimiser and the EMA on the weights."""
     shape, config = inputs.shape, inputs.config
     frames, rows, columns = shape.grid
     tokens = frames * rows * columns
@@ -126,6 +126,7 @@ def _work(inputs: StepInputs) -> Work:
         flops += formulas.transformer_flops(
             batch * both, batch * both**2, config.predictor_dim, config.predictor_depth, backward=True
         )
+        flops += 3 * 2 * batch * both * config.dim * config.predictor_dim  # context into, targets out of the predictor
     trained = sum(v.numel() for k, v in inputs.state.items() if not k.startswith("target_encoder."))
     encoder = sum(v.numel() for k, v in inputs.state.items() if k.startswith("encoder."))
     return Work(flops, 28 * trained + formulas.ema_bytes(encoder), batch, batch * tokens)
@@ -153,13 +154,17 @@ def _kernel_setup(inputs: StepInputs) -> Callable[[], Tensor]:
     return step
 
 
-def _eager_setup(inputs: StepInputs, *, double: bool = False) -> Callable[[], Tensor]:
+def _eager_setup(
+    inputs: StepInputs, *, double: bool = False, fused: bool = False, compiled: bool = False
+) -> Callable[[], Tensor]:
     from ...models import configs
 
     model = eager.EagerVJEPA2(inputs.config)
     model.load_state_dict(inputs.state)
     model.to(inputs.clips.device, torch.float64 if double else torch.float32)
-    optimizer = model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY)
+    if compiled:
+        model.compile(dynamic=False)
+    optimizer = model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY, fused=fused)
     return partial(
         eager.train_step,
         model,
@@ -188,22 +193,31 @@ def _eager_losses(inputs: StepInputs, *, double: bool = False) -> list[Tensor]:
     return _losses(step, step())
 
 
-def _providers(device: torch.device) -> list[Provider]:
-    return [
+def _eager_provider(name: str, about: str, *, fused: bool = False, compiled: bool = False) -> Provider:
+    setup = partial(_eager_setup, fused=fused, compiled=compiled)
+    return Provider(name, _run, setup, outputs=_losses, about=about)
+
+
+def _providers(compiled: bool, device: torch.device) -> list[Provider]:
+    found = [
         *kernel_providers(OPERATORS, device, _run, setup=_kernel_setup, outputs=_losses),
-        Provider("torch-eager", _run, _eager_setup, outputs=_losses, about="eager, in the official form"),
+        _eager_provider("torch-eager", "eager, in the official form"),
+        _eager_provider("torch-eager-fused", "the same, AdamW(fused=True)", fused=True),
     ]
+    if compiled:
+        found.append(_eager_provider("torch-compile", "model compiled, AdamW(fused=True)", fused=True, compiled=True))
+    return found
 
 
 def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
-    """One train-step case; the name gains its batch."""
+    """One train-step case; the name gains its batch. Compiling takes longer than a quick run has."""
     return Case(
         operator="train_step",
         name=f"{name}-b{shape.batch}",
         dtype=dtype,
         shape=dict(vars(shape)),
         make_inputs=partial(_inputs, shape, dtype),
-        providers=_providers,
+        providers=partial(_providers, "quick" not in tags),
         work=_work,
         reference=partial(_eager_losses, double=True),
         low_precision=_eager_losses,

@@ -1,0 +1,266 @@
+// Patch embedding on compute capability 9.0: a warpgroup gathers and normalises pixels while the copy engine brings the weight, and
+// two warpgroups multiply what has arrived. Four stages of shared memory lie between them.
+#include <cuda.h>
+#include <cudaTypedefs.h>
+
+#include "patch_embed_gather.h"
+#include "patch_embed_launch.h"
+#include "patch_embed_wgmma.h"
+
+namespace jepa {
+namespace {
+
+constexpr int kRows = 128, kColumns = kWarpgroupColumns, kStages = 4;
+constexpr int kProducers = 128, kConsumers = 256, kThreads = kProducers + kConsumers;
+constexpr int kPixelBytes = 2 * kRows * kStep, kWeightBytes = 2 * kColumns * kStep;  // of a stage
+constexpr int kSwizzleBytes = 1024;                                                  // a tile's alignment
+constexpr int kStageBytes = kStages * (kPixelBytes + kWeightBytes);
+constexpr int kSharedBytes = kSwizzleBytes + kStageBytes + 2 * kRows * 8 + 2 * kStages * 8;
+// Registers of a thread after the roles are known: 128 x 128 + 256 x 192 is all that a multiprocessor has.
+constexpr int kProducerRegisters = 128, kConsumerRegisters = 192;
+static_assert(kSharedBytes <= 227 * 1024, "what a block may have on compute capability 9.0");
+static_assert(4 * kRows * result_stride(kColumns) <= kStageBytes, "the sums take the place of the stages");
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+__device__ inline void init_barrier(uint32_t barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ inline void arrive(uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+__device__ inline void arrive_expecting(uint32_t barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+
+__device__ inline void wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n}\n" ::"r"(barrier), "r"(parity) : "memory");
+}
+
+// kColumns rows of the weight by kStep columns, swizzled as tile_element(); zeros beyond the tensor.
+__device__ inline void copy_weight(const CUtensorMap& map, uint32_t to, uint32_t barrier, int first_k, int first_column) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(first_k), "r"(first_column), "r"(barrier)
+      : "memory");
+}
+
+// The pixels that a producer brings in: one chunk of eight rows a stage, in batches of at most 32 words, each loaded while the one
+// before it is converted.
+template <typename Pixel, typename Value>
+struct Producer {
+  static constexpr int kBatch = sizeof(Pixel) == 1 ? 8 : 4;
+  static constexpr int kBatches = kRows * kChunks / kProducers / kBatch;
+
+  const PatchEmbedCall& call;
+  const int64_t* origins;
+  int thread, columns;
+  bool adjacent;
+
+  __device__ int row(int batch, int i) const { return thread / kChunks + 16 * (batch * kBatch + i); }
+
+  __device__ void load(RawChunk<Pixel> (&raw)[kBatch], int step, int batch) const {
+    const int k = step * kStep + thread % kChunks * kChunk;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int64_t origin = origins[row(batch, i)];
+      raw[i] = load_chunk(static_cast<const Pixel*>(call.pixels) + origin, origin >= 0, k, columns, adjacent, call.table);
+    }
+  }
+
+  __device__ void store(const RawChunk<Pixel> (&raw)[kBatch], uint16_t* stage, int step, int batch) const {
+    const int chunk = thread % kChunks;
+    float2 moments[kChunk];
+    load_moments(moments, call.table, step * kStep + chunk * kChunk);
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      *reinterpret_cast<uint4*>(stage + tile_element(row(batch, i), chunk)) =
+          normalised_chunk<Value>(raw[i], moments, call.pixel_dtype == DType::kBFloat16);
+  }
+};
+
+struct Shared {
+  uint16_t* pixels;   // [kStages][kRows, kStep]
+  uint16_t* weight;   // [kStages][kColumns, kStep]
+  int64_t* patches;   // [kRows], -1 where there is none
+  int64_t* origins;   // [kRows], elements; likewise
+  uint32_t full, empty;  // addresses of kStages barriers each
+
+  __device__ explicit Shared(unsigned char* start) {
+    const uint32_t misfit = shared_address(start) % kSwizzleBytes;
+    unsigned char* aligned = start + (misfit == 0 ? 0 : kSwizzleBytes - misfit);
+    pixels = reinterpret_cast<uint16_t*>(aligned);
+    weight = reinterpret_cast<uint16_t*>(aligned + kStages * kPixelBytes);
+    patches = reinterpret_cast<int64_t*>(aligned + kStageBytes);
+    origins = patches + kRows;
+    full = shared_address(origins + kRows);
+    empty = full + kStages * 8;
+  }
+};
+
+template <typename Pixel, typename Value>
+__device__ inline void produce(const PatchEmbedCall& call, const CUtensorMap& map, const Shared& shared, int steps,
+                               int first_column, int columns, bool adjacent) {
+  const int thread = threadIdx.x;
+  const Producer<Pixel, Value> producer{call, shared.origins, thread, columns, adjacent};
+  constexpr int kBatches = Producer<Pixel, Value>::kBatches;
+  RawChunk<Pixel> now[Producer<Pixel, Value>::kBatch], next[Producer<Pixel, Value>::kBatch];
+  producer.load(now, 0, 0);
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % kStages;
+    wait(shared.empty + 8 * stage, (step / kStages & 1) ^ 1);
+    if (thread == 0) {
+      arrive_expecting(shared.full + 8 * stage, kWeightBytes);
+      copy_weight(map, shared_address(shared.weight) + stage * kWeightBytes, shared.full + 8 * stage, step * kStep, first_column);
+    }
+#pragma unroll
+    for (int batch = 0; batch < kBatches; ++batch) {
+      const bool last = batch + 1 == kBatches;
+      producer.load(next, last ? step + 1 : step, last ? 0 : batch + 1);  // past the last column: nothing is read
+      producer.store(now, shared.pixels + stage * (kPixelBytes / 2), step, batch);
+#pragma unroll
+      for (int i = 0; i < Producer<Pixel, Value>::kBatch; ++i) now[i] = next[i];
+    }
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the tensor cores read what ordinary stores wrote
+    arrive(shared.full + 8 * stage);
+  }
+}
+
+template <typename Value>
+__device__ inline void consume(float (&sums)[kWarpgroupSums], const Shared& shared, int steps, int group, int thread) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  for (int step = 0; step < steps; ++step) {
+    const int stage = step % kStages;
+    wait(shared.full + 8 * stage, step / kStages & 1);
+    const uint64_t left = swizzled_descriptor(shared_address(shared.pixels) + stage * kPixelBytes + group * (kPixelBytes / 2));
+    const uint64_t right = swizzled_descriptor(shared_address(shared.weight) + stage * kWeightBytes);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (int part = 0; part < kStep / 16; ++part)  // 16 columns are 32 bytes: 2 units of the descriptor's address
+      warpgroup_multiply<Value>(sums, left + 2 * part, right + 2 * part, step + part);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");  // of the stage before
+    if (step > 0 && thread == 0) arrive(shared.empty + 8 * ((step - 1) % kStages));
+  }
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#endif
+}
+
+template <typename Pixel, typename Value>
+__global__ void __launch_bounds__(kThreads, 1)
+    warpgroup_kernel(const __grid_constant__ PatchEmbedCall call, const __grid_constant__ CUtensorMap map, bool adjacent) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char memory[];
+  const Shared shared(memory);
+  const int tiles_across = (call.width + kColumns - 1) / kColumns;
+  const int64_t first_row = static_cast<int64_t>(blockIdx.x / tiles_across) * kRows;
+  const int first_column = static_cast<int>(blockIdx.x % tiles_across) * kColumns;
+  const int columns = call.geometry.columns(), steps = (columns + kStep - 1) / kStep;
+
+  if (threadIdx.x < kRows) {
+    const int64_t patch = patch_of(call, first_row + threadIdx.x);
+    shared.patches[threadIdx.x] = patch;
+    shared.origins[threadIdx.x] = patch < 0 ? -1 : patch_origin(call.geometry, patch);
+  }
+  if (threadIdx.x == 0) {
+    for (int stage = 0; stage < kStages; ++stage) {
+      init_barrier(shared.full + 8 * stage, kProducers + 1);  // every producer, and the copy's announcement
+      init_barrier(shared.empty + 8 * stage, kConsumers / 128);
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+  }
+  __syncthreads();
+
+  if (threadIdx.x < kProducers) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
+    produce<Pixel, Value>(call, map, shared, steps, first_column, columns, adjacent);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
+    const int consumer = threadIdx.x - kProducers, group = consumer / 128, thread = consumer % 128;
+    float sums[kWarpgroupSums];
+    consume<Value>(sums, shared, steps, group, thread);
+    // Both groups have read every stage: their memory takes the sums.
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+    float* const results = reinterpret_cast<float*>(shared.pixels);
+    const int warp_row = 64 * group + 16 * (thread / 32);
+#pragma unroll
+    for (int pair = 0; pair < kWarpgroupSums / 2; ++pair) {
+      const Place at = result_place(thread % 32, pair);
+      *reinterpret_cast<float2*>(results + (warp_row + at.row) * result_stride(kColumns) + at.chunk) =
+          make_float2(sums[2 * pair], sums[2 * pair + 1]);
+    }
+    asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
+    store_tokens<Value, kRows, kColumns, kConsumers>(call, results, shared.patches, first_row, first_column, consumer);
+  }
+#else
+  __trap();  // the launcher asks for compute capability 9.0
+#endif
+}
+
+// The driver's encoder of tensor maps, found at run time: nothing links the driver.
+PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
+  void* entry = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found), "driver");
+#else
+  check_cuda(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found), "driver");
+#endif
+  if (found != cudaDriverEntryPointSuccess || entry == nullptr)
+    throw std::runtime_error("patch_embed: this driver has no tensor maps; update it, or take the kernel for every GPU");
+  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
+}
+
+CUtensorMap weight_map(const PatchEmbedCall& call) {
+  static const auto encode = tensor_map_encoder();
+  CUtensorMap map{};
+  const auto type = call.weight_dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(call.weight_stride), static_cast<cuuint64_t>(call.width)};
+  const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(2 * call.weight_stride)};
+  const cuuint32_t box[] = {kStep, kColumns}, steps[] = {1, 1};
+  const CUresult result = encode(&map, type, 2, const_cast<void*>(call.weight), sizes, row_bytes, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS)
+    throw std::runtime_error("patch_embed: the driver refused the weight's tensor map, error " + std::to_string(result));
+  return map;
+}
+
+void check_capability() {
+  int device = 0, major = 0, minor = 0;
+  check_cuda(cudaGetDevice(&device), "device");
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
+  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
+  if (major != 9 || minor != 0)
+    fail("patch_embed: the warpgroup kernel needs compute capability 9.0, this device has " + std::to_string(major) + "." +
+         std::to_string(minor));
+}
+
+}  // namespace
+
+void patch_embed_warpgroup(const PatchEmbedCall& call, bool adjacent, cudaStream_t stream) {
+  check_capability();
+  const CUtensorMap map = weight_map(call);
+  const int64_t tiles_across = (call.width + kColumns - 1) / kColumns;
+  const int64_t tiles = (call.num_rows + kRows - 1) / kRows * tiles_across;
+  if (tiles > INT32_MAX) fail("patch_embed: too many tokens for one launch");
+  with_types<Half16>(call, [&](auto pixel, auto value) {
+    const auto kernel = warpgroup_kernel<decltype(pixel), decltype(value)>;
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes), "shared memory");
+    kernel<<<static_cast<unsigned>(tiles), kThreads, kSharedBytes, stream>>>(call, map, adjacent);
+  });
+  check_cuda(cudaGetLastError(), "launch failed");
+}
+
+}  // namespace jepa

@@ -1,0 +1,75 @@
+"""PyTorch's other attentions as providers: each backend of SDPA by itself, and FlexAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from ..backends import BackendError
+
+if TYPE_CHECKING:
+    from .cases.base import Provider
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def sdpa_backends(base: Provider, device: torch.device) -> list[Provider]:
+    """On a GPU, the provider once for each backend that SDPA can be held to; on a CPU there is no choice."""
+    if device.type != "cuda":
+        return []
+    return [
+        replace(base, name=f"{base.name}-{name}", context=partial(forced, backend), about=f"SDPA held to {name}")
+        for name, backend in BACKENDS.items()
+    ]
+
+
+@contextmanager
+def forced(backend: SDPBackend) -> Iterator[None]:
+    """Only this backend inside; where it cannot run the inputs, `BackendError` instead of SDPA's RuntimeError."""
+    with sdpa_kernel(backend):
+        try:
+            yield
+        except RuntimeError as error:
+            if "No available kernel" in str(error):
+                raise BackendError(f"SDPA has no {backend.name} kernel for these inputs") from error
+            raise
+
+
+def frame_causal_blocks(tokens: int, tokens_per_frame: int, device: torch.device) -> BlockMask:
+    """The rule of `jk.FrameCausal` as FlexAttention takes it: a query sees its own and earlier frames."""
+
+    def visible(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return key // tokens_per_frame <= query // tokens_per_frame
+
+    return create_block_mask(visible, None, None, tokens, tokens, device=str(device))
+
+
+@lru_cache
+def compiled_flex() -> Callable[..., Any]:
+    """FlexAttention is meant to be compiled: uncompiled it builds all scores."""
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask | None, *, compiled: bool = True) -> Tensor:
+    """FlexAttention on (B, H, N, D) views."""
+    run = compiled_flex() if compiled else cast("Callable[..., Any]", flex_attention)
+    out: Tensor = run(q, k, v, block_mask=blocks)
+    return out
+
+
+def flex_runs(device: torch.device) -> str | None:
+    """Why FlexAttention is not measured on this device, or None."""
+    return None if device.type == "cuda" else "FlexAttention has no backward on CPUs; it is measured on GPUs"

@@ -8,10 +8,10 @@ namespace jepa {
 namespace py = pybind11;
 
 void bind_sigreg(py::module_& m) {
-  m.def("sigreg_forward", &sigreg_forward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("projected"), py::arg("sums"),
-        py::arg("step"), py::arg("num_threads"));
-  m.def("sigreg_backward", &sigreg_backward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("grad_sums"), py::arg("projected"),
-        py::arg("grad_projected"), py::arg("step"), py::arg("num_threads"));
+  m.def("sigreg_forward", &sigreg_forward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("directions"),
+        py::arg("sums"), py::arg("step"), py::arg("num_threads"));
+  m.def("sigreg_backward", &sigreg_backward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("grad_sums"), py::arg("x"),
+        py::arg("directions"), py::arg("grad_x"), py::arg("step"), py::arg("num_threads"));
 }
 
 }  // namespace jepa

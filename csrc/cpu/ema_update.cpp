@@ -30,14 +30,23 @@ bool is_floating(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
 }
 
+void check_alignment(const void* data, DType dtype, const std::string& where) {
+  const int64_t item = item_size(dtype);
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(item) != 0)
+    fail(where + "address is not aligned to " + std::to_string(item) + " bytes");
+}
+
 void check(const EmaTensor& t) {
   const std::string where = "ema_update: tensor " + std::to_string(t.index) + ": ";
   if (t.numel < 0) fail(where + "negative element count");
   if (!is_floating(t.target_dtype)) fail(where + "target dtype " + name_of(t.target_dtype) + " is not floating point");
   if (!is_floating(t.online_dtype)) fail(where + "online dtype " + name_of(t.online_dtype) + " is not floating point");
   if (t.numel > 0 && (t.target == nullptr || t.online == nullptr)) fail(where + "null address");
+  check_alignment(t.target, t.target_dtype, where);
+  check_alignment(t.online, t.online_dtype, where);
   if (t.shadow != nullptr && t.shadow_dtype != DType::kBFloat16 && t.shadow_dtype != DType::kFloat16)
     fail(where + "shadow dtype " + name_of(t.shadow_dtype) + " is neither bfloat16 nor float16");
+  check_alignment(t.shadow, t.shadow == nullptr ? DType::kUInt8 : t.shadow_dtype, where);
 }
 
 }  // namespace

@@ -23,7 +23,7 @@ struct PlainLanes {
   using Scalar = Real;
   static constexpr int kLanes = Width;
 
-  static Vec set(Real x) { return Vec{} + x; }
+  static Vec set(Real x) { return x - Vec{}; }  // a sum with 0 would be computed, for it changes -0
   static Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
   static Vec load(const Real* p) { return *reinterpret_cast<const LooseVec*>(p); }
   static void store(Real* p, Vec x) { *reinterpret_cast<LooseVec*>(p) = x; }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fresh_memory.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
 #include "jepa_loss_kernel.h"
@@ -152,6 +153,7 @@ void jepa_loss_backward_cpu(const TensorView& grad, const TensorView& pred, cons
   const double* exact = scalar_double(grad);
   task.grad_pred = grad_pred.data;
   task.gradient_factor = options.scale * (exact != nullptr ? *exact : static_cast<double>(*grad.as<float>()));
+  ask_for_huge_pages(grad_pred.data, grad_pred.numel() * item_size(grad_pred.dtype));
   std::vector<double> unused;
   run_chunks(task, pred.sizes[0], &unused);
 }

@@ -1,8 +1,8 @@
-// SIGReg's inner loops for AVX2 with FMA.
+// SIGReg's inner loops for AVX2.
 #include "sigreg_kernel.h"
 
 namespace jepa {
 
-void sigreg_slices_avx2(const SigregTask& task, int64_t begin, int64_t end, double* room) { float_slices(task, begin, end, room); }
+SigregKernels sigreg_kernels_avx2(DType dtype) { return float_kernels(dtype); }
 
 }  // namespace jepa

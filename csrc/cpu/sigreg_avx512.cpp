@@ -3,6 +3,6 @@
 
 namespace jepa {
 
-void sigreg_slices_avx512(const SigregTask& task, int64_t begin, int64_t end, double* room) { float_slices(task, begin, end, room); }
+SigregKernels sigreg_kernels_avx512(DType dtype) { return float_kernels(dtype); }
 
 }  // namespace jepa

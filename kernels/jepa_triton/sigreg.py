@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ._common import AotCase
 
-_BLOCK = 128  # slices of a program
+BLOCK = 128  # slices of a program
 _MIN_SPLIT = 32  # samples of a program, at least: each writes a sum for every slice and point
 _MAX_SPLITS = 64
 
@@ -80,9 +80,9 @@ def sigreg_forward_kernel(projected, partial, step, samples, slices, split, MOVI
 
 @triton.jit
 def sigreg_backward_kernel(
-    grad_sums, projected, grad_projected, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
+    grad_sums, projected, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """step * sum over j of j * (grad_sine[j] cos - grad_cosine[j] sin): part of a polynomial, by Horner's rule."""
+    """Overwrites z by step * sum over j of j * (grad_sine[j] cos - grad_cosine[j] sin), by Horner's rule."""
     part = tl.program_id(1).to(tl.int64)
     set_ = tl.program_id(2).to(tl.int64)
     slice_ = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -103,7 +103,7 @@ def sigreg_backward_kernel(
         real, imaginary = _turn(reals[MOVING - 1], imaginaries[MOVING - 1], c1, s1)
         for j in tl.static_range(1, MOVING):
             real, imaginary = _turn(real + reals[MOVING - 1 - j], imaginary + imaginaries[MOVING - 1 - j], c1, s1)
-        tl.store(grad_projected + place, real.to(grad_projected.dtype.element_ty), mask=inside)
+        tl.store(projected + place, real.to(projected.dtype.element_ty), mask=inside)
 
 
 def _split(samples: int) -> int:
@@ -111,37 +111,35 @@ def _split(samples: int) -> int:
     return max(_MIN_SPLIT, triton.cdiv(samples, _MAX_SPLITS))
 
 
-def forward(projected: torch.Tensor, num_points: int, step: float) -> torch.Tensor:
-    """float32 sums (V, 2, T, K) over the samples of the contiguous `projected` (V, N, K)."""
+def forward(projected: torch.Tensor, sums: torch.Tensor, step: float) -> None:
+    """Writes float32 `sums` (V, 2, T, K), of any strides, over the samples of the contiguous `projected` (V, N, K)."""
     sets, samples, slices = projected.shape
-    split, moving = _split(samples), num_points - 1
+    split, moving = _split(samples), sums.shape[2] - 1
     splits = triton.cdiv(samples, split)
     partial = projected.new_empty((splits, sets, 2, moving, slices), dtype=torch.float32)
-    grid = (triton.cdiv(slices, _BLOCK), splits, sets)
+    grid = (triton.cdiv(slices, BLOCK), splits, sets)
     sigreg_forward_kernel[grid](
-        projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=_BLOCK, num_warps=4
+        projected, partial, step, samples, slices, split, MOVING=moving, BLOCK=BLOCK, num_warps=4
     )
-    sums = projected.new_zeros((sets, 2, num_points, slices), dtype=torch.float32)
     sums[:, 0, 0] = samples
+    sums[:, 1, 0] = 0
     torch.sum(partial, 0, out=sums[:, :, 1:])
-    return sums
 
 
-def backward(grad_sums: torch.Tensor, projected: torch.Tensor, grad_projected: torch.Tensor, step: float) -> None:
-    """Writes every element of `grad_projected`; all contiguous."""
+def backward(grad_sums: torch.Tensor, projected: torch.Tensor, step: float) -> None:
+    """Overwrites `projected` (V, N, K) by its gradient; both contiguous."""
     sets, samples, slices = projected.shape
     split = _split(samples)
-    grid = (triton.cdiv(slices, _BLOCK), triton.cdiv(samples, split), sets)
+    grid = (triton.cdiv(slices, BLOCK), triton.cdiv(samples, split), sets)
     sigreg_backward_kernel[grid](
         grad_sums,
         projected,
-        grad_projected,
         step,
         samples,
         slices,
         split,
         MOVING=grad_sums.shape[2] - 1,
-        BLOCK=_BLOCK,
+        BLOCK=BLOCK,
         num_warps=4,
     )
 
@@ -153,12 +151,11 @@ def aot_cases(quick: bool = False) -> list[AotCase]:
     """Configurations of the compile gate: the published number of points, and the most that the kernel takes."""
     cases = []
     for dtype, points in [("fp32", 17)] if quick else [("fp32", 17), ("bf16", 17), ("fp16", 2), ("fp32", 33)]:
-        constants = {"MOVING": points - 1, "BLOCK": _BLOCK}
+        constants = {"MOVING": points - 1, "BLOCK": BLOCK}
         forward_signature = {"projected": f"*{dtype}", "partial": "*fp32", **_SCALARS}
         backward_signature = {
             "grad_sums": "*fp32",
             "projected": f"*{dtype}",
-            "grad_projected": f"*{dtype}",
             **_SCALARS,
         }
         cases += [

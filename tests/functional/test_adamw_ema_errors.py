@@ -57,5 +57,5 @@ def test_names_the_value_and_changes_nothing(changes, error, message):
 
 def test_shared_memory_is_refused():
     param = torch.zeros(2)
-    with pytest.raises(ValueError, match=r"targets\[0\] shares memory with its parameter"):
+    with pytest.raises(ValueError, match=r"params\[0\] shares memory with targets\[0\]"):
         jk.adamw_ema_(**lists(params=[param], targets=[param]))

@@ -98,6 +98,35 @@ def masked_attention() -> None:
         compare(lambda qkv, m=lengths: jk.masked_attention(qkv, mask=m), [ragged], TOLERANCE[dtype])
 
 
+def jepa_loss() -> None:
+    for dtype, kind in itertools.product(FLOATS, ("l1", "smooth_l1", "l2")):
+        target, ids = torch.randn(2, 9, 37).to(dtype), torch.tensor([[0, 8, -1], [3, 3, 1]])
+        pred = leaf(2, 3, 37, dtype=dtype)
+        compare(lambda x, t=target, i=ids, k=kind: jk.jepa_loss(x, t, i, kind=k), [pred], TOLERANCE[dtype])
+
+
+def sigreg() -> None:
+    for dtype, (samples, dim, slices) in itertools.product(FLOATS, ((1, 1, 1), (67, 5, 33), (9, 33, 100))):
+        directions = torch.nn.functional.normalize(torch.randn(dim, slices), dim=0)
+        x = leaf(2, samples, dim, dtype=dtype)
+        compare(lambda x, d=directions: jk.sigreg(x, directions=d, num_points=6), [x], 5 * TOLERANCE[dtype])
+
+
+def adamw_ema() -> None:
+    parameters = [torch.nn.Parameter(torch.randn(size)) for size in (7, 40003)]
+    module = torch.nn.ParameterList(parameters)
+    for dtype in (torch.bfloat16, torch.float16):
+        target = jk.EMATarget(module, 0.75, shadow_dtype=dtype)
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        before = [parameter.detach().clone() for parameter in parameters]
+        with jk.backend("cpu"):
+            jk.AdamWEMA(parameters, lr=0.125, weight_decay=0.0, target=target).step()
+        for parameter, old, followed in zip(parameters, before, target.targets, strict=True):
+            close(parameter.detach(), old - 0.125, 1e-5)
+            close(followed, old - 0.125 / 4, 1e-5)
+
+
 def main() -> None:
     load(sys.argv[1])
     torch.manual_seed(0)
@@ -107,7 +136,7 @@ def main() -> None:
         assert native.active_isa() == level
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for check in (ema_update, patch_embed, masked_attention):
+            for check in (ema_update, patch_embed, masked_attention, jepa_loss, sigreg, adamw_ema):
                 check()
         print(f"checked {level}", flush=True)
     print("every check passed")

@@ -171,51 +171,86 @@ def test_every_instruction_set(level, dtype):
     )
 
 
+def native_sums(x, directions, sums, step, threads=2):
+    operator._native.cpu().sigreg_forward(*map(operator._native.view, (x, directions, sums)), step, threads)
+
+
+def native_gradient(sums, x, directions, gradient, step, threads=2):
+    views = map(operator._native.view, (sums, x, directions, gradient))
+    operator._native.cpu().sigreg_backward(*views, step, threads)
+
+
 @pytest.mark.parametrize("level", instruction_sets())
 def test_sine_and_cosine_have_the_stated_error(level):
-    """One sample and two points: the sums at the second are its sine and cosine."""
-    x = torch.cat(
+    """One sample, one feature and two points: the sums at the second are the sine and cosine of the directions."""
+    angles = torch.cat(
         [torch.linspace(-4, 4, 20_001), torch.linspace(-1e4, 1e4, 20_001), torch.tensor([1e5, -1e9, 3e38])]
-    ).view(1, 1, -1)
-    sums = torch.full((1, 2, 2, x.shape[-1]), math.nan)
+    )
+    sums = torch.full((1, 2, 2, len(angles)), math.nan)
     with instruction_set(level):
-        operator._native.cpu().sigreg_forward(operator._native.view(x), operator._native.view(sums), 1.0, 1)
+        native_sums(torch.ones(1, 1, 1), angles.unsqueeze(0), sums, 1.0)
     # The baseline has no fused product: there the reduction rounds once more for large angles.
     allowed = 1.1e-7 if level != "baseline" else 1.2e-7
-    assert float((sums[0, 0, 1] - x[0, 0].double().cos()).abs().max()) < allowed
-    assert float((sums[0, 1, 1] - x[0, 0].double().sin()).abs().max()) < allowed
+    assert float((sums[0, 0, 1] - angles.double().cos()).abs().max()) < allowed
+    assert float((sums[0, 1, 1] - angles.double().sin()).abs().max()) < allowed
     assert torch.all(sums[0, 0, 0] == 1) and torch.all(sums[0, 1, 0] == 0)
 
 
-def test_writes_every_element_and_nothing_outside():
-    projected = torch.randn(2, 70, 37)
-    sums, whole = guarded(torch.full((2, 2, 5, 37), math.nan))
-    gradient, gradient_whole = guarded(torch.full((2, 70, 37), math.nan))
-    view, native = operator._native.view, operator._native.cpu()
-    native.sigreg_forward(view(projected), view(sums), 0.5, 2)
-    native.sigreg_backward(view(sums), view(projected), view(gradient), 0.5, 2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_writes_every_element_and_nothing_outside(dtype):
+    x, directions = torch.randn(2, 70, 11).to(dtype), torch.randn(11, 37).to(dtype)
+    sums, whole = guarded(torch.full((2, 2, 5, 37), math.nan, dtype=operator.sums_dtype(x)))
+    gradient, gradient_whole = guarded(torch.full((2, 70, 11), math.nan, dtype=dtype))
+    native_sums(x, directions, sums, 0.5)
+    native_gradient(sums, x, directions, gradient, 0.5)
     assert_guards_intact(whole)
     assert_guards_intact(gradient_whole)
     assert torch.all(torch.isfinite(sums)) and torch.all(torch.isfinite(gradient))
 
 
+def test_one_sample_that_is_not_finite_spoils_only_its_own_gradient():
+    x, sums, gradient = torch.randn(1, 70, 5), torch.randn(1, 2, 5, 37), torch.empty(1, 70, 5)
+    x[0, 31, 2] = math.nan
+    native_gradient(sums, x, torch.randn(5, 37), gradient, 0.5)
+    assert torch.all(torch.isnan(gradient[0, 31]))
+    assert int(torch.isnan(gradient).sum()) == 5
+
+
+@pytest.mark.parametrize(("of", "made", "message"), [
+    (0, torch.randn(2, 9, 8)[..., ::2], "x: must be contiguous"),
+    (1, torch.randn(5, 7), "directions: expected size 4 in dimension 0, got 5"),
+    (1, torch.randn(4, 7, dtype=torch.float64), "directions: expected float32, got float64"),
+    (2, torch.randn(2, 2, 3, 6), "sums: expected size 7 in dimension 3, got 6"),
+    (2, torch.randn(2, 2, 3, 7, dtype=torch.float64), "sums: expected float32, got float64"),
+])  # fmt: skip
+def test_the_binding_refuses_what_does_not_fit(of, made, message):
+    tensors = [torch.randn(2, 9, 4), torch.randn(4, 7), torch.randn(2, 2, 3, 7)]
+    tensors[of] = made
+    with pytest.raises(ValueError, match=message):
+        native_sums(*tensors, 0.5)
+
+
+def test_the_binding_refuses_another_gradient():
+    x, directions, sums = torch.randn(2, 9, 4), torch.randn(4, 7), torch.randn(2, 2, 3, 7)
+    with pytest.raises(ValueError, match="grad_x: expected size 9 in dimension 1, got 8"):
+        native_gradient(sums, x, directions, torch.empty(2, 8, 4), 0.5)
+
+
 def test_result_depends_neither_on_threads_nor_on_the_run():
     x = torch.randn(2, 300, 16, requires_grad=True)
     before = torch.get_num_threads()
-    projected, results = torch.randn(2, 300, 200), []
-    for threads in (1, 2, 3, 2):
-        sums, gradient = torch.empty(2, 2, 17, 200), torch.empty(2, 300, 200)
-        operator._native.cpu().sigreg_forward(
-            operator._native.view(projected), operator._native.view(sums), 0.2, threads
-        )
-        operator._native.cpu().sigreg_backward(*map(operator._native.view, (sums, projected, gradient)), 0.2, threads)
+    directions, results = unit(16, 200, 0), []
+    for threads in (1, 2, 3, 40, 2):
+        sums, gradient = torch.empty(2, 2, 17, 200), torch.empty(2, 300, 16)
+        native_sums(x.detach(), directions, sums, 0.2, threads)
+        native_gradient(sums, x.detach(), directions, gradient, 0.2, threads)
         results.append((sums, gradient))
     assert all(torch.equal(s, results[0][0]) and torch.equal(g, results[0][1]) for s, g in results)
     assert torch.get_num_threads() == before
     assert torch.equal(run(("cpu", "cpu"), x, seed=1)[1], run(("cpu", "cpu"), x, seed=1)[1])
 
 
-@given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 9), st.integers(1, 70), st.integers(2, 30))
+@given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 40), st.integers(1, 70), st.integers(2, 30))
 def test_any_shape(sets, samples, width, slices, points):
     x = torch.randn(sets, samples, width, requires_grad=True)
     directions = unit(width, slices, 0)

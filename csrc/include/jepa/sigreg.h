@@ -1,16 +1,17 @@
-// Sums of cos(t x) and sin(t x) over samples at equally spaced points t, and their gradient: interface of the CPU implementation.
+// Sums of cos(t x) and sin(t x) over projected samples at equally spaced points t, and their gradient: interface of the CPU implementation.
 #pragma once
 
 #include "jepa/tensor_view.h"
 
 namespace jepa {
 
-// projected (V, N, K), contiguous; sums (V, 2, T, K), contiguous, float32 (float64 for float64 projected): at [v, 0, j, k] the sum over n
-// of cos(j * step * projected[v, n, k]), at [v, 1, j, k] that of the sine. step is float32's rounding of it for float32 sums.
-void sigreg_forward_cpu(const TensorView& projected, const TensorView& sums, double step, int num_threads);
+// x (V, N, D) and directions (D, K) of one type; sums (V, 2, T, K), float32 (float64 for float64); all contiguous. With z = x @ directions,
+// rounded to x's type, at [v, 0, j, k] the sum over n of cos(j * step * z[v, n, k]), at [v, 1, j, k] that of the sine. step is float32's
+// rounding of it for float32 sums.
+void sigreg_forward_cpu(const TensorView& x, const TensorView& directions, const TensorView& sums, double step, int num_threads);
 
-// grad_projected, like projected, from grad_sums, like sums.
-void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& projected, const TensorView& grad_projected, double step,
-                         int num_threads);
+// grad_x, like x, from grad_sums, like sums.
+void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& x, const TensorView& directions, const TensorView& grad_x,
+                         double step, int num_threads);
 
 }  // namespace jepa

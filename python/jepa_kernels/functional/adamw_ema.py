@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..ops.adamw_ema import adamw_ema_ as _operator
-from .ema_update import _overlap, checked_momentum
+from ._aliasing import check_aliasing
+from .ema_update import checked_momentum
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _SHADOWS = (torch.bfloat16, torch.float16)
@@ -72,9 +73,9 @@ def adamw_ema_(
     was skipped, and the same count again; on the device of the parameters.
 
     Raises:
-        ValueError: lengths, shapes or devices differ, a target or shadow shares memory with its parameter, a
-            momentum or beta outside its range, a negative lr, eps or weight decay, a max_grad_norm that is not
-            positive.
+        ValueError: lengths, shapes or devices differ, two tensors of the call share memory (gradients may, among each
+            other), a momentum or beta outside its range, a negative lr, eps or weight decay, a max_grad_norm that is
+            not positive.
         TypeError: something that is not a tensor, or a dtype outside the lists above.
 
     Cost: 28 bytes a parameter for AdamW, 8 for a target, 2 for each shadow, 4 for the norm, all float32; 20 FLOPs.
@@ -201,6 +202,14 @@ def check_lists(lists: dict[str, list[Tensor]]) -> None:
     for index, (target, shadow) in enumerate(zip(lists["targets"], lists["target_shadows"], strict=True)):
         if shadow.numel() and not target.numel():
             raise ValueError(f"adamw_ema: target_shadows[{index}] is given without targets[{index}]")
+    if not torch.compiler.is_compiling():
+        written = [
+            (f"{name}[{index}]", tensor)
+            for name, tensors in lists.items()
+            if name != "grads"
+            for index, tensor in enumerate(tensors)
+        ]
+        check_aliasing("adamw_ema", written, ((f"grads[{index}]", grad) for index, grad in enumerate(lists["grads"])))
 
 
 def _check_tensor(name: str, index: int, tensor: Tensor, param: Tensor, first: Tensor) -> None:
@@ -225,5 +234,3 @@ def _check_tensor(name: str, index: int, tensor: Tensor, param: Tensor, first: T
         raise ValueError(f"{where} has shape {tuple(tensor.shape)}, its parameter {tuple(param.shape)}")
     if name == "targets" and tensor.requires_grad:
         raise ValueError(f"{where} requires grad; call requires_grad_(False) on the target encoder")
-    if name not in ("params", "steps") and not torch.compiler.is_compiling() and _overlap(tensor, param):
-        raise ValueError(f"{where} shares memory with its parameter; make it a copy")

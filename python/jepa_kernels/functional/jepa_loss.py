@@ -241,6 +241,10 @@ def _rows(masks: Sequence[Ids | None], target: Tensor) -> Tensor | None:
     else:
         ids = _stacked(masks, target)  # [M, B, K]
         element = torch.arange(batch, device=ids.device).view(1, batch, 1)
+        if _checking(ids.device) and ids.numel() > 0:  # the usual case, in few operators
+            low, high = torch.aminmax(ids)
+            if int(low) >= 0 and int(high) < tokens:
+                return (ids + element * tokens).flatten(1)
     inside = (ids >= 0) & (ids < tokens) & (element < batch)
     padding = ids == _PADDING
     if _checking(target.device) and not bool((inside | padding).all()):
@@ -322,7 +326,9 @@ def _coefficients(
 ) -> tuple[Tensor | None, float]:
     """What multiplies each row's sum of penalties: a tensor, or None, times a number. The means leave out padding."""
     count, width = pred.shape[:-1].numel(), max(pred.shape[-1], 1)
-    may_be_padded = rows is not None and (not _checking(rows.device) or bool((rows == _PADDING).any()))
+    may_be_padded = rows is not None and (
+        not _checking(rows.device) or (rows.numel() > 0 and int(rows.amin()) == _PADDING)
+    )
     if rows is None or not may_be_padded:
         return weight, 1.0 / (max(count, 1) * width)
     kept = (rows != _PADDING).sum(1, keepdim=True).clamp(min=1)  # [M, 1]

@@ -49,18 +49,17 @@ class _SlotWatch:
         )
 
 
-def watch_tensors(tensors: list[Tensor], *, addresses_only: bool = False) -> Any:
+def watch_tensors(tensors: list[Tensor]) -> Any:
     """An object whose `unchanged(tensors)` says whether these are the very same tensors, where they were.
 
     Compared are identity, address, element type and element count. Only views of one storage can differ in shape and
     still agree in all of these. The references are weak: a watch keeps no tensor alive, and one that died matches
-    nothing. `addresses_only` leaves out type and count; it is enough while the caller keeps the storages alive, as
-    then no other storage can lie at their addresses.
+    nothing.
     """
-    if _native.why_no_cpu():
+    exchange = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if _native.why_no_cpu() or exchange is None:
         return _TensorWatch(tensors)
-    base = torch._C.TensorBase
-    return _native.cpu().TensorWatch(tensors, base.data_ptr, base.numel, base.dtype, addresses_only)
+    return _native.cpu().TensorWatch(tensors, exchange)
 
 
 def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:

@@ -2,11 +2,12 @@
 
 `sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
 cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
-float64); and the projections (V, N, K), which the backward pass reads again.
+float64). Projections are made block by block, forward and again backward, and are not kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 MAX_TRITON_POINTS = 33  # two sums a point live in each thread's registers
+_BLOCK_ELEMENTS = 1 << 24  # projections that exist at a time on a GPU: enough to fill it
 
 
 def sums_dtype(x: Tensor) -> torch.dtype:
@@ -49,35 +51,52 @@ def _step(num_points: int, t_max: float) -> float:
     return t_max / (num_points - 1)
 
 
-def _cpu_forward(x, directions, num_points, t_max) -> tuple[Tensor, Tensor]:
-    projected = torch.matmul(x, directions)
+def _cpu_forward(x, directions, num_points, t_max) -> Tensor:
     sums = x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
-    _native.cpu().sigreg_forward(
-        _native.view(projected), _native.view(sums), _step(num_points, t_max), torch.get_num_threads()
-    )
-    return sums, projected
+    views = [_native.view(tensor) for tensor in (x.contiguous(), directions.contiguous(), sums)]
+    _native.cpu().sigreg_forward(*views, _step(num_points, t_max), torch.get_num_threads())
+    return sums
 
 
-def _cpu_backward(grad, projected, directions, num_points, t_max) -> Tensor:
-    gradient, grad = torch.empty_like(projected), grad.contiguous()
-    views = [_native.view(tensor) for tensor in (grad, projected, gradient)]
+def _cpu_backward(grad, x, directions, num_points, t_max) -> Tensor:
+    gradient = torch.empty_like(x, memory_format=torch.contiguous_format)
+    views = [_native.view(tensor) for tensor in (grad.contiguous(), x.contiguous(), directions.contiguous(), gradient)]
     _native.cpu().sigreg_backward(*views, _step(num_points, t_max), torch.get_num_threads())
-    return torch.matmul(gradient, directions.t())
+    return gradient
 
 
-def _triton_forward(x, directions, num_points, t_max) -> tuple[Tensor, Tensor]:
+def _triton_forward(x, directions, num_points, t_max) -> Tensor:
+    """The sums of blocks of slices, whose projections exist one block at a time."""
     from ..kernels import sigreg as kernel
 
-    projected = torch.matmul(x, directions)
-    return kernel.forward(projected, num_points, _step(num_points, t_max)), projected
+    slices, rows = directions.shape[1], x.shape[0] * x.shape[1]
+    sums = x.new_empty((x.shape[0], 2, num_points, slices), dtype=sums_dtype(x))
+    width = max(_BLOCK_ELEMENTS // rows // kernel.BLOCK, 1) * kernel.BLOCK
+    for begin in range(0, slices, width):
+        projected = torch.matmul(x, directions[:, begin : begin + width])
+        kernel.forward(projected, sums[..., begin : begin + width], _step(num_points, t_max))
+    return sums
 
 
-def _triton_backward(grad, projected, directions, num_points, t_max) -> Tensor:
+def _triton_backward(grad, x, directions, num_points, t_max) -> Tensor:
+    """The gradient of blocks of samples: each row of it comes from one matrix product."""
     from ..kernels import sigreg as kernel
 
-    gradient = torch.empty_like(projected)
-    kernel.backward(grad.contiguous(), projected, gradient, _step(num_points, t_max))
-    return torch.matmul(gradient, directions.t())
+    gradient, grad = torch.empty_like(x, memory_format=torch.contiguous_format), grad.contiguous()
+    for sets, samples in _blocks_of_samples(x, max(_BLOCK_ELEMENTS // directions.shape[1], 1)):
+        projected = torch.matmul(x[sets, samples], directions)
+        kernel.backward(grad[sets], projected, _step(num_points, t_max))
+        torch.matmul(projected, directions.t(), out=gradient[sets, samples])
+    return gradient
+
+
+def _blocks_of_samples(x: Tensor, rows: int) -> Iterator[tuple[slice, slice]]:
+    """Covers x by blocks of at most `rows` samples: whole sets if one fits, else parts of one set."""
+    sets, samples = x.shape[:2]
+    together, part = max(rows // samples, 1), min(rows, samples)
+    for first in range(0, sets, together):
+        for begin in range(0, samples, part):
+            yield slice(first, first + together), slice(begin, begin + part)
 
 
 OPERATOR = register(
@@ -95,32 +114,31 @@ OPERATOR = register(
 )
 
 
-def _forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
     arguments = (x, directions, num_points, t_max)
     return backends.resolve(OPERATOR, x.device, arguments).functions["forward"](*arguments)
 
 
-def _fake_forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
-    slices = directions.shape[1]
-    return x.new_empty((x.shape[0], 2, num_points, slices), dtype=sums_dtype(x)), x.new_empty((*x.shape[:2], slices))
+def _fake_forward(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    return x.new_empty((x.shape[0], 2, num_points, directions.shape[1]), dtype=sums_dtype(x))
 
 
-def _backward(grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
-    arguments = (projected, directions, num_points, t_max)
-    return backends.resolve(OPERATOR, projected.device, arguments).functions["backward"](grad, *arguments)
+def _backward(grad: Tensor, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    arguments = (x, directions, num_points, t_max)
+    return backends.resolve(OPERATOR, x.device, arguments).functions["backward"](grad, *arguments)
 
 
-def _fake_backward(grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
-    return projected.new_empty((*projected.shape[:2], directions.shape[0]))
+def _fake_backward(grad: Tensor, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, directions, ctx.num_points, ctx.t_max = inputs
-    ctx.save_for_backward(output[1], directions)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, directions, ctx.num_points, ctx.t_max = inputs
+    ctx.save_for_backward(x, directions)
     ctx.backend = backends.forced_by_context()
 
 
-def _autograd(ctx: Any, grad: Tensor, _of_projected: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradient = None
     if ctx.needs_input_grad[0]:
         with backends.backend(ctx.backend):
@@ -137,13 +155,13 @@ def _fake_directions(like: Tensor, num_slices: int, seed: Tensor | None) -> Tens
 
 
 _sigreg_backward = define(
-    "sigreg_backward(Tensor grad, Tensor projected, Tensor directions, SymInt num_points, float t_max) -> Tensor",
+    "sigreg_backward(Tensor grad, Tensor x, Tensor directions, SymInt num_points, float t_max) -> Tensor",
     _backward,
     _fake_backward,
     backward=_no_second_derivative,
 )
 sigreg = define(
-    "sigreg(Tensor x, Tensor directions, SymInt num_points, float t_max) -> (Tensor, Tensor)",
+    "sigreg(Tensor x, Tensor directions, SymInt num_points, float t_max) -> Tensor",
     _forward,
     _fake_forward,
     backward=_autograd,

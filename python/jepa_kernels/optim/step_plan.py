@@ -57,8 +57,7 @@ class StepPlan:
         }
         check(lists)
         self._kept = [tensor for name, column in lists.items() if name != "grads" for tensor in column]
-        self._storages = [tensor.untyped_storage() for tensor in self._kept]  # as in EMATarget
-        self._watch = plans.watch_tensors(self._kept, addresses_only=True)
+        self._watch = plans.watch_tensors(self._kept)
         self._slots = plans.watch_slots([state[param] for param in params])
         self._written = [tensor for name in ("params", "targets") for tensor in lists[name]]
         self._tensors = Tensors(**lists, groups=groups)

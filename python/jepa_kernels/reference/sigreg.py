@@ -57,25 +57,22 @@ def unit_directions(x: Tensor, num_slices: int, seed: int | Tensor | None) -> Te
     return directions.to(torch.float64) if x.dtype == torch.float64 else directions
 
 
-def characteristic_sums(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
-    """The operator `sigreg`: sums (V, 2, T, K) of cosine and sine over samples, and projections (V, N, K)."""
-    projected = x @ directions
+def characteristic_sums(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    """The operator `sigreg`: sums (V, 2, T, K) of cosine and sine over samples."""
     exact = torch.promote_types(x.dtype, torch.float32)
-    t = torch.linspace(0, t_max, num_points, dtype=exact, device=x.device)
+    projected = (x @ directions).to(exact)
     parts = []
-    for point in t:  # one point at a time: a seventeenth of the memory
-        angles = projected.to(exact) * point
+    for point in torch.linspace(0, t_max, num_points, dtype=exact, device=x.device):  # a seventeenth of the memory
+        angles = projected * point
         parts.append(torch.stack((angles.cos().sum(1), angles.sin().sum(1)), 1))
-    return torch.stack(parts, 2), projected
+    return torch.stack(parts, 2)
 
 
-def characteristic_gradient(
-    grad: Tensor, projected: Tensor, directions: Tensor, num_points: int, t_max: float
-) -> Tensor:
+def characteristic_gradient(grad: Tensor, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
     """The operator's gradient with respect to x."""
-    t = torch.linspace(0, t_max, num_points, dtype=grad.dtype, device=grad.device)
-    gradient = torch.zeros_like(projected, dtype=grad.dtype)
-    for j, point in enumerate(t):
-        angles = projected.to(grad.dtype) * point
+    projected = (x @ directions).to(grad.dtype)
+    gradient = torch.zeros_like(projected)
+    for j, point in enumerate(torch.linspace(0, t_max, num_points, dtype=grad.dtype, device=grad.device)):
+        angles = projected * point
         gradient += point * (grad[:, 1, j].unsqueeze(1) * angles.cos() - grad[:, 0, j].unsqueeze(1) * angles.sin())
-    return gradient.to(projected.dtype) @ directions.t()
+    return gradient.to(x.dtype) @ directions.t()

@@ -11,6 +11,7 @@ import triton.language as tl
 
 import jepa_kernels as jk
 from jepa_kernels.kernels.sigreg import _sine_cosine
+from jepa_kernels.ops import sigreg as operator
 from jepa_kernels.reference.sigreg import unit_directions
 
 
@@ -70,6 +71,24 @@ def test_equals_reference(dtype, shape, slices, points):
     (expected_gradient,) = torch.autograd.grad(expected, exact)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
     assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < 1e-5
+
+
+@pytest.mark.parametrize("elements", [1, 90, 1500])
+def test_blocks_give_what_the_whole_gives(elements, monkeypatch):
+    """Blocks of one row or of few, that end inside a set, and that hold two of three sets."""
+    x = torch.randn(3, 5, 6, requires_grad=True)
+    directions = unit_directions(x.detach(), 130, 0)
+
+    def run():
+        with jk.backend("triton"):
+            loss = jk.sigreg(x, directions=directions, num_points=4)
+            return loss, torch.autograd.grad(loss, x)[0]
+
+    whole = run()
+    monkeypatch.setattr(operator, "_BLOCK_ELEMENTS", elements)
+    blocks = run()
+    torch.testing.assert_close(blocks[0], whole[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(blocks[1], whole[1], rtol=1e-5, atol=1e-6)
 
 
 def test_non_finite_input_gives_nan():

@@ -43,7 +43,7 @@ def test_equal_runs_rarely_show_a_change(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("factor", "verdict"), [(1.12, REGRESSED), (0.85, IMPROVED)])
 def test_the_one_changed_kernel_is_named_under_drift(factor: float, verdict: str) -> None:
     changed = slower("toy/case3-fp32", "jk-cpu", factor)
-    found = compare(records(EQUAL, seed=1), records(changed, seed=2, drift=0.2, shift=1.3))
+    found = compare(records(EQUAL, seed=1, noise=0.005), records(changed, seed=2, noise=0.005, drift=0.2, shift=1.3))
     assert [(c.case_id, c.provider) for c in found.verdicts(verdict)] == [("toy/case3-fp32", "jk-cpu")]
     assert {c.verdict for c in found.changes if not c.control and c.case_id != "toy/case3-fp32"} == {SAME}
 
@@ -78,7 +78,7 @@ def test_case_that_something_disturbed_is_not_blamed_on_a_kernel() -> None:
     disturbed = slower("toy/case3-fp32", "jk-cpu", 7.0)
     for name in ("torch-a", "torch-b", "torch-c"):
         disturbed["toy/case3-fp32"][name] *= 2.5
-    found = compare(records(EQUAL, seed=7), records(disturbed, seed=8))
+    found = compare(records(EQUAL, seed=7, noise=0.005), records(disturbed, seed=8, noise=0.005))
     assert not found.verdicts(REGRESSED)
     assert [c.case_id for c in found.verdicts(INCONCLUSIVE)] == ["toy/case3-fp32"]
 

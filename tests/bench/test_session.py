@@ -224,6 +224,7 @@ def test_case_whose_inputs_break_does_not_end_the_run(toy_run: Run) -> None:
 
 
 def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
     calls = 0
 
     def interrupted(x: torch.Tensor) -> torch.Tensor:

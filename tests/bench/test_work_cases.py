@@ -6,6 +6,7 @@ one. Elementwise operators: their arithmetic done on numbers that count their op
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_kernels.bench import work
-from jepa_kernels.bench.cases import Case
+from jepa_kernels.bench.cases import Case, patch_embed, patch_embed_pair
 from jepa_kernels.bench.cases import masked_attention as attention
 from jepa_kernels.ops.registry import OPERATOR_NAMES
 
@@ -37,11 +38,21 @@ def cases_of(operator: str) -> list[Case]:
 def test_patch_embed_is_a_product_of_the_kept_patches(case: Case) -> None:
     inputs = case.make_inputs(SETTING)
     dense = products(lambda: functional.conv3d(_as_clip(inputs.pixels), _as_clip(inputs.weight), stride=_stride(inputs.weight)))
-    frames, rows, columns = inputs.shape.grid
-    tokens = inputs.shape.batch * frames * rows * columns
+    batch, tokens = inputs.pixels.shape[0], inputs.pixels.shape[0] * math.prod(inputs.grid)
     kept = tokens if inputs.keep is None else inputs.keep.numel()
-    assert case.work(inputs).flops * tokens == dense * kept
-    assert case.work(inputs).tokens == kept and case.work(inputs).samples == inputs.shape.batch
+    products_a_token = 1 if inputs.grad is None else 2  # forward, and the gradient of the weight
+    assert case.work(inputs).flops * tokens == products_a_token * dense * kept
+    assert case.work(inputs).tokens == kept and case.work(inputs).samples == batch
+
+
+def test_patch_embed_pair_is_the_product_of_all_patches_and_of_those_kept() -> None:
+    shape = patch_embed.Shape(batch=2, frames=4, size=32, patch=8, tubelet=2, dim=16)
+    case = patch_embed_pair.make_case("toy", shape, (5, 3), "fp32", set())
+    inputs = case.make_inputs(SETTING)
+    stride = _stride(inputs.target[0])
+    dense = products(lambda: functional.conv3d(inputs.pixels.float(), inputs.target[0], stride=stride))
+    tokens, kept = shape.batch * math.prod(shape.grid), sum(mask.numel() for mask in inputs.masks)
+    assert case.work(inputs).flops * tokens == dense * (tokens + kept)
 
 
 def _as_clip(x: torch.Tensor) -> torch.Tensor:
@@ -211,6 +222,6 @@ def test_sigreg_operations(points: int) -> None:
 
 
 def test_every_operator_has_its_count_here() -> None:
-    checked = {"patch_embed", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg"}
+    checked = {"patch_embed", "patch_embed_pair", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg"}
     assert set(OPERATOR_NAMES) <= checked
     assert CLIP.frames.shape[0] == 5  # the clip that the cases above are cut from

@@ -134,6 +134,8 @@ def measured(case: Case) -> Iterator[tuple[float, float]]:
     for _ in range(ROUNDS):
         before = seconds(run)
         report = jk.patch(model)
+        if not report.replaced:
+            raise RuntimeError(f"nothing was replaced: {report}")
         after = seconds(run)
         if report.fallbacks:
             raise RuntimeError(f"not what this measures: {report.fallbacks}")

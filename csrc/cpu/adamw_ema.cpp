@@ -5,6 +5,7 @@
 #include "adamw_ema_kernel.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
+#include "jepa/tensor_view.h"
 #include "work_items.h"
 
 namespace jepa {
@@ -33,23 +34,17 @@ Kernels kernels() {
 
 std::string where(size_t index) { return "adamw_ema: tensor " + std::to_string(index) + ": "; }
 
-void check_alignment(size_t index, const void* data, DType dtype) {
-  const int64_t item = item_size(dtype);
-  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(item) != 0)
-    fail(where(index) + "address is not aligned to " + std::to_string(item) + " bytes");
-}
-
 void check_grad(size_t index, const void* grad, DType dtype, int64_t numel) {
   if (numel > 0 && grad == nullptr) fail(where(index) + "null gradient");
   if (dtype != DType::kFloat32 && dtype != DType::kBFloat16 && dtype != DType::kFloat16)
     fail(where(index) + "gradient dtype " + name_of(dtype) + " is none of float32, bfloat16, float16");
-  check_alignment(index, grad, dtype);
+  check_alignment(grad, dtype, where(index));
 }
 
 void check_shadow(size_t index, const void* shadow, DType dtype) {
   if (shadow != nullptr && dtype != DType::kBFloat16 && dtype != DType::kFloat16)
     fail(where(index) + "shadow dtype " + name_of(dtype) + " is neither bfloat16 nor float16");
-  check_alignment(index, shadow, shadow == nullptr ? DType::kUInt8 : dtype);
+  check_alignment(shadow, shadow == nullptr ? DType::kUInt8 : dtype, where(index));
 }
 
 void check(size_t index, const AdamWTensor& t) {
@@ -60,7 +55,7 @@ void check(size_t index, const AdamWTensor& t) {
   if (t.numel > 0 && t.target_shadow != nullptr && t.target == nullptr)
     fail(where(index) + "a target shadow without a target");
   if (t.group < 0) fail(where(index) + "negative group");
-  for (const float* data : {t.param, t.exp_avg, t.exp_avg_sq, t.step, t.target}) check_alignment(index, data, DType::kFloat32);
+  for (const float* data : {t.param, t.exp_avg, t.exp_avg_sq, t.step, t.target}) check_alignment(data, DType::kFloat32, where(index));
   check_grad(index, t.grad, t.grad_dtype, t.numel);
   check_shadow(index, t.param_shadow, t.param_shadow_dtype);
   check_shadow(index, t.target_shadow, t.target_shadow_dtype);

@@ -5,6 +5,7 @@
 #include "ema_update_kernel.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
+#include "jepa/tensor_view.h"
 #include "work_items.h"
 
 namespace jepa {
@@ -28,12 +29,6 @@ ChunkKernel chunk_kernel() {
 
 bool is_floating(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat64 || dtype == DType::kBFloat16 || dtype == DType::kFloat16;
-}
-
-void check_alignment(const void* data, DType dtype, const std::string& where) {
-  const int64_t item = item_size(dtype);
-  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(item) != 0)
-    fail(where + "address is not aligned to " + std::to_string(item) + " bytes");
 }
 
 void check(const EmaTensor& t) {

@@ -16,8 +16,10 @@ constexpr int kPixelBytes = 2 * kRows * kStep, kWeightBytes = 2 * kColumns * kSt
 constexpr int kSwizzleBytes = 1024;                                                  // a tile's alignment
 constexpr int kStageBytes = kStages * (kPixelBytes + kWeightBytes);
 constexpr int kSharedBytes = kSwizzleBytes + kStageBytes + 2 * kRows * 8 + 2 * kStages * 8;
-// Registers of a thread after the roles are known: 128 x 128 + 256 x 192 is all that a multiprocessor has.
-constexpr int kProducerRegisters = 128, kConsumerRegisters = 192;
+// Registers of a thread after the roles are known. A block of 384 threads starts with 168 each, 65536 / 384 rounded down to a multiple
+// of 8: what the three warpgroups hold together may not exceed that, or the raise would wait for ever.
+constexpr int kProducerRegisters = 120, kConsumerRegisters = 192;
+static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * 168, "the block's own registers");
 static_assert(kSharedBytes <= 227 * 1024, "what a block may have on compute capability 9.0");
 static_assert(4 * kRows * result_stride(kColumns) <= kStageBytes, "the sums take the place of the stages");
 

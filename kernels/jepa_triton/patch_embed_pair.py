@@ -2,8 +2,8 @@
 
 The tiles of the context stand among those of the target in proportion to their number. With one mask, the kept patches of a clip
 follow the clip's tiles of the target, and find their pixels in the L2 cache; with several masks, which follow each other over the
-batch, they do as far as that cache holds the batch. Pixels in
-decoder order, or wider than a byte, take two launches, one after the other.
+batch, they do as far as that cache holds the batch. Pixels in decoder order, or wider than a byte, take two launches, one after
+the other.
 """
 
 from __future__ import annotations

@@ -123,3 +123,12 @@ def test_memory_in_two_roles_is_refused_and_nothing_is_changed(case, backend):
 def test_the_binding_refuses_what_does_not_fit(target, source, message):
     with pytest.raises(ValueError, match=message):
         _native.cpu().EmaTensors([target], [source], [None])
+
+
+def test_a_prepared_call_is_not_reused_for_another_split_of_the_same_tensors():
+    a, b, c, d = (torch.rand(4) for _ in range(4))
+    jk.ema_update_([a, b], [c, d], 0.5)
+    before = [x.clone() for x in (a, b, c, d)]
+    with pytest.raises(ValueError, match="online"):
+        jk.ema_update_([a], [b, c, d], 0.5)
+    assert all(torch.equal(x, y) for x, y in zip((a, b, c, d), before, strict=True))

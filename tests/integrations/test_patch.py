@@ -291,3 +291,56 @@ def test_positions_written_in_place_are_seen(model):
     ids += 1 - 2 * (ids % 2)
     assert not torch.equal(attention(x, mask=ids), before)
     assert torch.equal(attention(x, mask=ids), attention(x, mask=ids.clone()))
+
+
+class PatchEmbedOfOneSize(PatchEmbed):
+    """A foreign class with the name, signature and attributes of a known one, that asserts its image size."""
+
+    def forward(self, x):
+        assert x.shape[-1] == 224, f"input {x.shape[-1]} is not 224"
+        return super().forward(x)
+
+
+PatchEmbedOfOneSize.__name__ = "PatchEmbed"
+
+
+def test_a_foreign_class_that_asserts_is_left_with_the_reason(model):
+    holder = nn.ModuleList([model, PatchEmbedOfOneSize()])
+    report = jk.patch(holder)
+    assert report.replaced
+    assert any(entry.module is holder[1] and "is not 224" in entry.text for entry in report.left)
+
+
+def test_an_error_on_the_way_restores_what_was_patched(model, monkeypatch):
+    from jepa_kernels.integrations import core
+
+    classes, choose, calls = [type(module) for module in model.modules()], core._choose, []
+
+    def fails_later(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return choose(*arguments)
+
+    monkeypatch.setattr(core, "_choose", fails_later)
+    with pytest.raises(KeyboardInterrupt):
+        jk.patch(model)
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_undo_after_unpatch_does_nothing(model):
+    classes = [type(module) for module in model.modules()]
+    report = jk.patch(model)
+    jk.unpatch(model)
+    report.undo()
+    assert [type(module) for module in model.modules()] == classes
+
+
+def test_a_predictor_with_causal_attention_keeps_the_sorted_order():
+    predictor = vjepa2.VisionTransformerPredictor()
+    for block in predictor.predictor_blocks:
+        block.attn.is_causal = True
+    report = jk.patch(predictor)
+    x = torch.randn(2, 3, predictor.predictor_embed.in_features)
+    predictor(x, CONTEXT, (CONTEXT + 1) % 8)
+    assert any("causal" in reason for _, reason in report.fallbacks)

@@ -72,6 +72,12 @@ struct TensorView {
 
 // The second validation of a raw pointer (the first is in jepa_kernels.functional): every element that the sizes and strides
 // can address lies inside the allocation, and the address suits the element type.
+inline void check_alignment(const void* data, DType dtype, const std::string& where) {
+  const int64_t item = item_size(dtype);
+  if (reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(item) != 0)
+    fail(where + "address is not aligned to " + std::to_string(item) + " bytes");
+}
+
 inline void check_view(const TensorView& view, const char* name) {
   const int64_t item = item_size(view.dtype);
   if (view.ndim < 0 || view.ndim > kMaxDims) fail(std::string(name) + ": " + std::to_string(view.ndim) + " dimensions");
@@ -83,8 +89,7 @@ inline void check_view(const TensorView& view, const char* name) {
     last += (view.sizes[d] - 1) * view.strides[d];
   }
   if (view.data == nullptr) fail(std::string(name) + ": null address");
-  if (reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(item) != 0)
-    fail(std::string(name) + ": address is not aligned to " + std::to_string(item) + " bytes");
+  check_alignment(view.data, view.dtype, std::string(name) + ": ");
   if ((last + 1) * item > view.storage_bytes)
     fail(std::string(name) + ": sizes and strides reach " + std::to_string((last + 1) * item) + " bytes, its storage holds " +
          std::to_string(view.storage_bytes));

@@ -73,7 +73,7 @@ def ema_update_(
         tensor([0.2500, 0.2500])
     """
     targets, online, shadows = list(targets), list(online), list(shadows or ())
-    run = PLANS.find([*targets, *online, *shadows])
+    run = PLANS.find(targets, online, shadows)
     if run is not None and True not in [target.requires_grad for target in targets]:  # checked when they first came
         scalars = _checked_scalars(momentum, stochastic_rounding, seed, targets[0].device)
         run(scalars["momentum"], stochastic_rounding, scalars["seed"])

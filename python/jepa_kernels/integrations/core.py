@@ -50,10 +50,15 @@ def patch(model: nn.Module, verify: Any = None) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"patch: model is a {type(model).__name__}; give a torch.nn.Module")
-    if verify is None:
-        return _patch(model)
-    before = outputs_of(model, verify)
-    report = _patch(model)
+    report = Report()
+    before = None if verify is None else outputs_of(model, verify)
+    try:
+        _patch(model, report)
+    except BaseException:
+        report.undo()
+        raise
+    if before is None:
+        return report
     try:
         difference = disagreement(before, outputs_of(model, verify))
     except BaseException:
@@ -82,8 +87,7 @@ def unpatch(model: nn.Module) -> int:
     return len(patched)
 
 
-def _patch(model: nn.Module) -> Report:
-    report = Report()
+def _patch(model: nn.Module, report: Report) -> None:
     parents = {id(child): parent for parent in model.modules() for child in parent.children()}
     names = {target.class_name for target in all_targets().values()}
     for name, module in model.named_modules():
@@ -100,7 +104,6 @@ def _patch(model: nn.Module) -> Report:
                 report.replaced.append(Entry(*entry, target.code_base, target.what, module))
             else:
                 report.left.append(Entry(*entry, target.code_base if target else "", str(reason), module))
-    return report
 
 
 def _choose(module: nn.Module, parent: nn.Module | None, names: set[str]) -> tuple[Target | None, str | None]:

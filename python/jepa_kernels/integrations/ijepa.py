@@ -53,7 +53,6 @@ def _encoder_reason(self: Any, x: Any, masks: Any = None) -> str | None:
     return None if rows * columns == self.pos_embed.shape[1] else "another image size, whose positions are interpolated"
 
 
-
 TARGETS = (
     Target(
         "ijepa",

@@ -36,10 +36,15 @@ _by_ids: list[_Known] = []
 _by_shape: dict[tuple[Any, ...], Rope3D] = {}
 
 
+def _capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being captured: what is computed now has no values before the graph runs, and is not kept."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def rope_of_ids(ids: Tensor, grid: tuple[int, int], query: Tensor) -> Rope3D:
     """Positions of the token ids (N,) or (B, N) on a grid of (rows, columns), with the precision of `rope_precision`."""
     precision = rope_precision(query)
-    if torch.compiler.is_compiling() or not _plain(ids):
+    if torch.compiler.is_compiling() or not _plain(ids) or _capturing(ids):
         return Rope3D.from_ids(ids, grid, precision=precision)
     key = (grid, precision)
     for known in list(_by_ids):
@@ -70,7 +75,7 @@ def rope_of_grid(
     counts all.
     """
     precision = rope_precision(query)
-    if torch.compiler.is_compiling() or not _plain(query):
+    if torch.compiler.is_compiling() or not _plain(query) or _capturing(query):
         return _of_grid(tokens, grid, query.device, scale, conditioning, precision)
     key = (tokens, grid, query.device, scale, conditioning, precision)
     rope = _by_shape.get(key)

@@ -63,9 +63,10 @@ class Report:
         """
         if self.undone:
             return
-        for entry in self.replaced:
+        present = [entry for entry in self.replaced if swap.is_patched(entry.module)]  # the others `unpatch` has restored
+        for entry in present:
             swap.check_restorable(entry.module, entry.name)
-        for entry in self.replaced:
+        for entry in present:
             swap.swap_back(entry.module)
         self.undone = True
 

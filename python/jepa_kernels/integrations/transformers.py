@@ -52,6 +52,8 @@ def attention_forward(
     lacking = (
         dropout > 0
         or query.shape[:2] != key.shape[:2]
+        or query.shape[-1] != key.shape[-1]
+        or value.shape != key.shape
         or (causal and query.shape[2] != key.shape[2])
         or mask_reason(attention_mask) is not None
         or tensor_reason(query) is not None

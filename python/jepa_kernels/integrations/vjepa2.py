@@ -141,6 +141,8 @@ def _predictor_reason(self: Any, x: Any, masks_x: Any, masks_y: Any, mask_index:
         return "return_all_tokens or chop_last_n_tokens, which see the sorted order"
     if self.mask_tokens is None:
         return "no mask tokens"
+    if any(getattr(block.attn, "is_causal", False) for block in self.predictor_blocks):
+        return "causal attention, which sees the sorted order"
     for masks in (masks_x, masks_y):
         if masks is None or (isinstance(masks, list) and len(masks) != 1):
             return "not one mask for context and target"
@@ -196,4 +198,3 @@ TARGETS = (
     ),
     *AC_TARGETS,
 )
-

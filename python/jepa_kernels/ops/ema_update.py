@@ -255,7 +255,7 @@ def remember(targets: list[Tensor], online: list[Tensor], shadows: list[Tensor])
         return
     run = prepared(OPERATOR, targets, (targets, online, shadows, 1.0, False, 0), (targets, online, shadows))
     if run is not None:
-        PLANS.keep([*targets, *online, *shadows], run)
+        PLANS.keep(run, targets, online, shadows)
 
 
 def _implementation(

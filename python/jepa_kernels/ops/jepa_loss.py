@@ -153,7 +153,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradient = None
     if ctx.needs_input_grad[0]:
-        with backends.backend(ctx.backend):
+        with backends.reentered(ctx.backend):
             gradient = _jepa_loss_backward(grad, *ctx.saved_tensors, *ctx.options)
     return gradient, *[None] * 10
 

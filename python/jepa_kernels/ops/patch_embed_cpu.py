@@ -175,5 +175,3 @@ def _position_gradient(grad: Tensor, rows: Tensor | None, tokens: int) -> Tensor
     if rows is None:
         return grad.unflatten(0, (-1, tokens)).sum(0) if len(grad) else grad.new_zeros(tokens, grad.shape[1])
     return grad.new_zeros(tokens, grad.shape[1]).index_add_(0, rows % max(tokens, 1), grad)
-
-

@@ -113,7 +113,10 @@ def _cuda_matrix(weight: Tensor, interleaved: bool) -> Tensor:
     """The weight as [D, K], columns in the pixels' order, padded to rows of whole 16 bytes: a copy only where one is needed."""
     matrix = (weight.movedim(1, -1) if interleaved else weight).flatten(1)
     padding = -matrix.shape[1] % 8
-    return torch.nn.functional.pad(matrix, (0, padding)) if padding else matrix.contiguous()
+    if padding:
+        return torch.nn.functional.pad(matrix, (0, padding))
+    matrix = matrix.contiguous()
+    return matrix.clone() if matrix.data_ptr() % 16 else matrix  # a view into a flat buffer of parameters
 
 
 @functools.cache

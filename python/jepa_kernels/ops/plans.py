@@ -77,27 +77,30 @@ class PlanCache:
 
     def __init__(self, operator_name: str) -> None:
         self._operator_name = operator_name
-        self._plans: OrderedDict[tuple[int, int], tuple[Any, str | None, Callable[..., None]]] = OrderedDict()
+        self._plans: OrderedDict[tuple[int, ...], tuple[Any, str | None, Callable[..., None]]] = OrderedDict()
 
-    def find(self, tensors: Sequence[Tensor]) -> Callable[..., None] | None:
-        """The prepared call for exactly these tensors under the backend that is now forced, or None."""
+    def find(self, *lists: Sequence[Tensor]) -> Callable[..., None] | None:
+        """The prepared call for exactly these lists of tensors under the backend that is now forced, or None."""
+        tensors = [tensor for each in lists for tensor in each]
         if not tensors or not direct():
             return None
-        key = (id(tensors[0]), len(tensors))
+        key = (id(tensors[0]), *map(len, lists))
         watch, forced, run = self._plans.get(key, (None, None, None))
         if watch is None or forced != backends.forced(self._operator_name) or not watch.unchanged(tensors):
             return None
         self._plans.move_to_end(key)
         return run
 
-    def keep(self, tensors: Sequence[Tensor], run: Callable[..., None]) -> None:
+    def keep(self, run: Callable[..., None], *lists: Sequence[Tensor]) -> None:
         """Remembers a prepared call. Tensors of other classes, or without an address, are left to the dispatcher
         every time."""
+        tensors = [tensor for each in lists for tensor in each]
         plain = all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference() for tensor in tensors)
         if not tensors or not plain or not direct() or not all(tensor.data_ptr() for tensor in tensors):
             return
-        self._plans[id(tensors[0]), len(tensors)] = (
-            watch_tensors(list(tensors)),
+        key = (id(tensors[0]), *map(len, lists))
+        self._plans[key] = (
+            watch_tensors(tensors),
             backends.forced(self._operator_name),
             run,
         )

@@ -141,7 +141,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     gradient = None
     if ctx.needs_input_grad[0]:
-        with backends.backend(ctx.backend):
+        with backends.reentered(ctx.backend):
             gradient = _sigreg_backward(grad, *ctx.saved_tensors, ctx.num_points, ctx.t_max)
     return gradient, None, None, None
 

@@ -161,10 +161,10 @@ class EMATarget:
                 "seed": seed,
             }
             ema_update_(self.targets, self.online, chosen, **options)
-            self._run, self._forced = operator.PLANS.find(self._tensors), forced
+            self._run, self._forced = operator.PLANS.find(self.targets, self.online, self.shadows), forced
         else:
             self._run(chosen, self.stochastic_rounding, seed)
-            plans.written(self.targets)
+            plans.written([*self.targets, *self.shadows])
         self.finish_step()
 
     def update_some(self, places: list[int], momentum: float | Tensor) -> None:

@@ -55,17 +55,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _emit(json_path: Path | None, as_json: str, as_text: str) -> None:
     """Text on stdout, and JSON to a file; `-` prints the JSON and nothing else."""
-    if json_path is not None and str(json_path) == "-":
-        print(as_json, end="")
-        return
-    print(as_text, end="")
-    if json_path is not None:
-        from .store import write_atomic
+    from .store import STDOUT, emit_json
 
-        try:
-            write_atomic(json_path, as_json)
-        except OSError as error:
-            raise BenchInputError(f"--json {json_path} cannot be written: {error.strerror}") from error
+    if json_path != STDOUT:
+        print(as_text, end="")
+    if json_path is not None:
+        emit_json(json_path, as_json)
 
 
 def _add_history(actions: Any) -> None:

@@ -30,6 +30,7 @@ MIN_CONTROLS = 4
 ALPHA = (1 - CONFIDENCE) / 2  # each side
 MAD_TO_DEVIATION = 1.4826
 IMPROVED, SAME, REGRESSED, INCONCLUSIVE = "improved", "same", "regressed", "inconclusive"
+BROKEN = ("failed", "oom", "timeout")  # statuses of a provider that could not do what it should
 THROTTLED = "throttl"  # in a flag: the clock of the device was held down while this was measured
 
 
@@ -134,8 +135,8 @@ def compare(
     return Comparison(
         changes=_judge(shifts, threshold, _noise_of(shifts, noise)),
         warnings=[*warnings, *(f"{_name(key)}: clock, cache state or shape differs; not compared" for key in unequal)],
-        broken=[_name(k) for k in lost if k in known and known[k]["status"] in ("failed", "oom")],
-        missing=[_name(k) for k in lost if k not in known or known[k]["status"] not in ("failed", "oom")],
+        broken=[_name(k) for k in lost if k in known and known[k]["status"] in BROKEN],
+        missing=[_name(k) for k in lost if k not in known or known[k]["status"] not in BROKEN],
         threshold=threshold,
         run_noise=noise,
     )

@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import figures, summary
+from . import document, figures, summary
 from .errors import BenchInputError, require
 from .figures import Figure
 from .markdown import as_markdown
-from .store import DOCUMENT, MARKDOWN, PROFILES, REPORT, Record, read_environment, read_results, write_atomic
+from .store import DOCUMENT, MARKDOWN, PROFILES, REPORT, Record, read_environment, read_results, to_json, write_atomic
 
 TEMPLATE = "report.html.j2"
 MAX_BYTES = 2_000_000
@@ -21,7 +21,9 @@ STEPS = ("train_step", "model")
 
 
 def write_report(folder: Path) -> Path:
-    """Render the report of a finished or interrupted run into its folder, as HTML and as Markdown; returns the HTML.
+    """Render the report of a finished or interrupted run into its folder, as HTML, Markdown and JSON; returns the HTML.
+
+    All three are made of `results.jsonl` and `environment.json`, which are what a run is.
 
     Raises `BenchInputError` when the folder holds no run, cannot be written, or a package of the extra is missing.
     """
@@ -29,8 +31,11 @@ def write_report(folder: Path) -> Path:
     if not records:
         raise BenchInputError(f"{folder} has no results yet")
     profiles = read_profiles(folder)
-    html = render(records, environment, folder.name, profiles, complete=(folder / DOCUMENT).is_file())
+    complete = environment.get("finished") is not None
+    html = render(records, environment, folder.name, profiles, complete=complete)
+    status = "complete" if complete else "interrupted"
     try:
+        write_atomic(folder / DOCUMENT, to_json(document.build(records, environment, folder.name, status)))
         write_atomic(folder / MARKDOWN, as_markdown(records, environment, folder.name, profiles))
         return write_atomic(folder / REPORT, html)
     except OSError as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import BackendError
-from . import energy_run, telemetry
+from . import energy_run, globs, telemetry
 from .cache import CacheState, eviction_for
 from .cases import Case, Provider, Setting, Work
 from .ceilings import Ceilings
@@ -38,6 +37,7 @@ class Session:
     meters: Meters = field(default_factory=lambda: Meters(None, "no meter was opened"))
     deadline: float | None = None  # on the clock of time.perf_counter
     stop: Callable[[], bool] = lambda: False
+    checking: Callable[[str | None], object] = lambda _provider: None  # told before each provider's first call, None after all
 
     @property
     def device(self) -> torch.device:
@@ -82,17 +82,16 @@ class Prepared:
 
 
 def select_providers(case: Case, device: torch.device, patterns: Sequence[str]) -> list[Provider]:
-    """The case's providers that any of the globs matches, or all without a glob."""
-    found = case.providers(device)
-    return [p for p in found if not patterns or any(fnmatchcase(p.name, g) for g in patterns)]
+    """The case's providers that the globs choose (see `globs`), or all without a glob."""
+    return [p for p in case.providers(device) if globs.matches(p.name, patterns)]
 
 
 def check_provider_names(cases: Sequence[Case], device: torch.device, patterns: Sequence[str]) -> None:
     """Raise `BenchInputError` for a provider glob that matches none of these cases' providers."""
     known = sorted({p.name for case in cases for p in case.providers(device)})
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            raise BenchInputError(f"no provider matches {pattern!r}; known: {', '.join(known)}")
+    stray = globs.unmatched(patterns, known)
+    if stray is not None:
+        raise BenchInputError(f"no provider matches {stray!r}; known: {', '.join(known)}")
 
 
 def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
@@ -116,6 +115,12 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
     return records
+
+
+def unmeasured(case: Case, reasons: Mapping[str, tuple[str, str]], session: Session) -> list[Record]:
+    """Records of providers that gave nothing, from their status and why."""
+    cells = [Cell(p, *reasons[p.name]) for p in case.providers(session.device) if p.name in reasons]
+    return [_record(case, cell, cells, None, session) for cell in cells]
 
 
 def _budget(session: Session, remaining: int) -> float:
@@ -154,9 +159,11 @@ def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session)
             cell.status, cell.error = "unsupported", reason
             continue
         try:
+            session.checking(cell.provider.name)
             _check_one(case, cell, inputs, reference, low_precision, session)
         except Exception as error:  # any provider may fail in any way; the others must still be measured
             cell.status, cell.error = _failure(error)
+    session.checking(None)
 
 
 def _check_one(

@@ -22,7 +22,7 @@ class Suite:
 
     name: str
     tags: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()  # globs; one that begins with `!` leaves out
     providers: tuple[str, ...] = ()
     priority: tuple[str, ...] = ()  # globs of the cases to measure first, in this order
     seed: int = 0
@@ -34,6 +34,7 @@ class Suite:
     energy_idle_s: float = 10.0  # before and after the windows of a case
     profile: bool = True  # step cases are profiled after the timing, each in its own process
     quick: bool = False
+    isolate: bool = False  # each case in a process of its own: a crash or a hang costs one case
     own: str = ""  # a Python file whose cases() are measured instead of the package's
     timing: TimingOptions = field(default_factory=TimingOptions)
 
@@ -63,8 +64,10 @@ FULL = Suite(name="full", tags=("full",))
 QUICK = Suite(
     name="quick",
     tags=("quick",),
+    cases=("!train_step/*-fp32",),
+    providers=("!jk-reference", "!torch-part-*"),
     case_budget_s=6.0,
-    time_budget_s=200.0,
+    time_budget_s=90.0,
     energy_windows=3,
     energy_window_s=0.5,
     energy_idle_s=1.0,

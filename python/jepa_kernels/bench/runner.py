@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends import BackendError
 from . import energy_run, globs, telemetry
 from .cache import CacheState, eviction_for
-from .cases import Case, Provider, Setting, Work
+from .cases import WHOLE, Case, Provider, Setting, Work
 from .ceilings import Ceilings
 from .clocks import Clock, clock_for
 from .correctness import UNCHECKED, Check, check
@@ -65,7 +65,7 @@ class Cell:
     check: Check | None = None
     first_call_s: float | None = None
     timed: Timed | None = None
-    memory: Memory = Memory(None, "not timed")
+    memory: Memory = Memory(None, "not measured: the provider was not timed, or the run is a quick one")
     energy: EnergyReading = absent("not timed")
     timeline: dict[str, Any] | None = None
     machine_flags: list[str] = field(default_factory=list)
@@ -109,7 +109,8 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
             _mark(cells, *_failure(error, "inputs or reference: "))
         share = max(_budget(session, remaining), 0.0)
         begin, timeline = time.perf_counter(), energy_run.timeline(session)
-        _time_all(cells, session, share / 2 if energy_run.wanted(session) else share, timeline)
+        timing_s = share / 2 if energy_run.wanted(session) else share
+        _time_all(cells, session, timing_s, timeline, whole=case.operator in WHOLE)
         energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
     records = [_record(case, cell, cells, work, session) for cell in cells]
     if session.device.type == "cuda":
@@ -139,7 +140,7 @@ def _mark(cells: Sequence[Cell], status: str, reason: str) -> None:
 
 def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
     if isinstance(error, BackendError):
-        return "unsupported", str(error)
+        return "unsupported", str(error)  # what is wanted is not here
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "oom", f"{prefix}{error}"
     return "failed", f"{prefix}{type(error).__name__}: {error}"
@@ -206,7 +207,10 @@ def prepare(
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
-def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline) -> None:
+def _time_all(
+    cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline, *, whole: bool
+) -> None:
+    """Interleaved rounds, then the peak memory of each provider; in a quick run, of whole steps and models alone."""
     timed = [cell.timed for cell in cells if cell.timed is not None]
     interleave(
         timed,
@@ -220,7 +224,7 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: 
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
-        elif cell.timed is not None and cell.timed.samples and not session.stop():
+        elif cell.timed is not None and cell.timed.samples and not session.stop() and (whole or not session.suite.quick):
             with cell.provider.context():
                 cell.memory = peak_memory(cell.timed.call, session.device)
 

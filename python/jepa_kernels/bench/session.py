@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import energy_run, environment, isolate, profile, resume, runner
-from .cases import Case, Setting
+from .cases import WHOLE, Case, Setting
 from .ceilings import Ceilings, measure_ceilings
 from .clocks import clock_for
 from .console import Progress, print_table
@@ -26,7 +26,6 @@ from .store import DOCUMENT, ENVIRONMENT, PROFILES, STDOUT, Record, RunStore, em
 from .suite import Suite, from_record
 from .video import load_clip
 
-STEPS = ("train_step", "model")  # operators whose cases are whole steps
 OK, CASE_FAILED, INTERRUPTED = 0, 4, 130
 
 
@@ -156,10 +155,11 @@ def _profile_steps(
         return
     timed = {(r["case_id"], r["provider"]) for r in records if r["stats"] is not None}
     for case in cases:
-        if case.operator not in STEPS:
+        if case.operator not in WHOLE:
             continue
         for name in profile.default_providers(case, case.providers(session.device)):
-            if (case.id, name) not in timed or session.late():
+            unwanted = name == case.peer and not session.suite.profile_peer
+            if (case.id, name) not in timed or unwanted or session.late():
                 continue
             request = profile.Request(
                 case.id, name, str(session.device), session.suite.own, str(options.input or ""), session.suite.seed

@@ -33,6 +33,7 @@ class Suite:
     energy_window_s: float = 5.0  # or 50 refreshes of the counter, where that is longer
     energy_idle_s: float = 10.0  # before and after the windows of a case
     profile: bool = True  # step cases are profiled after the timing, each in its own process
+    profile_peer: bool = True  # the peer too, beside our backend
     quick: bool = False
     isolate: bool = False  # each case in a process of its own: a crash or a hang costs one case
     own: str = ""  # a Python file whose cases() are measured instead of the package's
@@ -64,16 +65,18 @@ FULL = Suite(name="full", tags=("full",))
 QUICK = Suite(
     name="quick",
     tags=("quick",),
-    cases=("!train_step/*-fp32",),
+    cases=("!train_step/*-fp32", "!patch_embed/*-fp32", "!masked_attention/*causal*-fp32", "!masked_attention/*ragged*-fp32"),
     providers=("!jk-reference", "!torch-part-*"),
-    case_budget_s=6.0,
+    priority=("train_step/*",),
+    case_budget_s=9.0,
     time_budget_s=90.0,
     energy_windows=3,
     energy_window_s=0.5,
     energy_idle_s=1.0,
+    profile_peer=False,
     quick=True,
     timing=TimingOptions(
-        rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
+        rounds=12, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
     ),
 )
 

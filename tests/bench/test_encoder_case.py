@@ -42,8 +42,8 @@ def test_plain_and_patched_models_pass_the_check_of_the_case(case: Case) -> None
 def test_model_that_falls_back_to_its_own_code_is_not_measured() -> None:
     inputs = TOYS[1].make_inputs(SETTING)
     patched = encoder._setup(inputs, patched=True)
-    patched.model.config.output_attentions = True  # the kernels have no weights to give
     patched.model.set_attn_implementation("eager")
+    patched.model.config.output_attentions = True  # the kernels have no weights to give
     with pytest.raises(RuntimeError, match="ran its own code instead of the kernels"):
         encoder._outputs(patched, encoder._run(patched))
 

@@ -51,7 +51,7 @@ def test_model_that_falls_back_to_its_own_code_is_not_measured() -> None:
 def test_without_transformers_every_provider_is_unsupported(monkeypatch: pytest.MonkeyPatch, toy_run: Run) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else real(name))
-    code, folder = toy_run([TOYS[0]])
+    code, folder = toy_run([encoder.make_case("toy", VIDEO, "bf16", {"quick"})])
     found = read_results(folder)
     assert code == 0
     assert {r["status"] for r in found} == {"unsupported"}

@@ -27,7 +27,11 @@ def slower(case: str, provider: str, factor: float) -> dict[str, dict[str, float
 
 
 def test_equal_runs_rarely_show_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """200 pairs of runs, two judged cells each, on a noisy machine that is 10 % slower and drifts in the second run."""
+    """200 pairs of runs, two judged cells each, on a noisy machine that is 10 % slower and drifts in the second run.
+
+    At a threshold of zero, for the false alarms themselves: 10 of these 200, and 31 in 1,000 pairs of five times as many
+    seeds. At the default threshold, none in 200.
+    """
     alarms = 0
     pair = {f"toy/case{i}-fp32": {"jk-cpu": 1e-3, "torch-a": 2e-3} for i in range(2)}
     monkeypatch.setattr("tests.bench.runs.summarise", lambda seconds: Summary(1e-3, 1e-3, 1e-3, 1e-3, 1e-3, 0.0, 20))

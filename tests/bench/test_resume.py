@@ -74,7 +74,7 @@ def test_interrupted_cells_are_measured_again_and_the_old_ones_kept_aside(toy_ru
     def interrupted(x: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == 1500:
+        if calls == 3000:
             os.kill(os.getpid(), signal.SIGINT)
         return x * 2  # type: ignore[operator]
 

@@ -231,7 +231,7 @@ def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
     def interrupted(x: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 1500:
+        if calls == 3000:
             os.kill(os.getpid(), signal.SIGINT)
         return x * 2
 

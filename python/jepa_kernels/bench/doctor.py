@@ -16,9 +16,9 @@ import torch
 from .. import hardware
 from . import energy
 from .clocks import clock_for
-from .energy import nvml, rapl
+from .energy import nvml, perf, rapl
 from .energy.errors import Unavailable
-from .energy.meters import Meter, NvmlCounter, update_period
+from .energy.meters import Meter, NvmlCounter, open_cpu, update_period
 from .energy.validate import validate
 from .energy_run import probe_for
 from .telemetry import CpuProbe, Timeline
@@ -143,10 +143,10 @@ def _steal(machine: Machine) -> Finding:
 
 
 def _cpu_energy(machine: Machine) -> Iterable[Finding]:
-    root = machine.root / "sys/class/powercap"
-    for name, opener in (("CPU packages", rapl.open_packages), ("DRAM", rapl.open_dram)):
+    files, events = (machine.root / path.relative_to("/") for path in (rapl.ROOT, perf.ROOT))
+    for name in perf.EVENTS:
         try:
-            meter = opener(root)
+            meter = open_cpu(name, files, events)
             yield _counter("energy", name, "RAPL", meter, machine)
         except Unavailable as error:
             yield Finding("energy", name, "missing", None, error.what, error.fix)

@@ -76,7 +76,7 @@ QUICK = Suite(
     profile_peer=False,
     quick=True,
     timing=TimingOptions(
-        rounds=12, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
+        rounds=40, min_rounds=10, enough_s=1.5, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
     ),
 )
 

@@ -44,7 +44,10 @@ def test_equal_providers_are_rarely_told_apart_under_drift() -> None:
 
 
 def test_equal_real_calls_are_rarely_told_apart() -> None:
-    """On the real clock, ten times: the same work twice. Where one interval in twenty is wrong, five of ten are once in 16,000 runs."""
+    """On the real clock, ten times: the same work twice.
+
+    Where one interval in twenty is wrong, chance makes five of ten wrong once in 16,000 runs.
+    """
     missed = 0
     for seed in range(10):
         twins = [Timed(name, lambda: sum(range(2000))) for name in ("one", "other")]

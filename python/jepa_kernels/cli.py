@@ -130,6 +130,7 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
     globs: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
     parser.add_argument("--filter", help="only cases whose id matches; !GLOB leaves those out", **globs)
     parser.add_argument("--provider", help="only providers whose name matches; !GLOB leaves those out", **globs)
+    parser.add_argument("--baseline", metavar="NAME", help="the provider of all ratios, where a case has it (default: its peer)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 
@@ -213,14 +214,16 @@ def _suite(options: argparse.Namespace) -> Any:
     if options.suite is not None:
         chosen = suites.load_suite(options.suite)
     changes: dict[str, Any] = {}
+    if options.own is not None:  # what a suite leaves out of the package's cases says nothing of these
+        changes |= {"own": str(options.own.resolve()), "cases": (), "providers": ()}
     if options.filter:
         changes["cases"] = tuple(options.filter)
     if options.provider:
         changes["providers"] = tuple(options.provider)
+    if options.baseline is not None:
+        changes["baseline"] = options.baseline
     if options.tag:
         changes["tags"] = tuple(options.tag)
-    if options.own is not None:
-        changes["own"] = str(options.own.resolve())
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
     if getattr(options, "energy", None) is not None:
@@ -239,8 +242,7 @@ def _list(options: argparse.Namespace) -> int:
     from .bench import devices, runner
 
     suite, device = _suite(options), devices.choose_device(options.device)
-    cases = suite.chosen()
-    runner.check_provider_names(cases, device, suite.providers)
+    cases = runner.chosen_cases(suite, device)
     for case in cases:
         names = ", ".join(p.name for p in runner.select_providers(case, device, suite.providers))
         print(f"{case.id}\n    against {case.peer}; {names}")
@@ -278,8 +280,8 @@ def _check_resume(options: argparse.Namespace) -> None:
     from .bench.errors import BenchInputError
 
     names = (
-        "quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile",
-        "isolate",
+        "quick", "suite", "own", "filter", "tag", "provider", "baseline", "input", "seed", "cache", "clock", "energy",
+        "no_profile", "isolate",
     )  # fmt: skip
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if options.device != "auto":

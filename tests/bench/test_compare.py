@@ -12,7 +12,7 @@ import pytest
 
 from jepa_kernels import cli
 from jepa_kernels.bench import compare as comparing
-from jepa_kernels.bench.compare import IMPROVED, INCONCLUSIVE, REGRESSED, SAME, compare
+from jepa_kernels.bench.compare import IMPROVED, INCONCLUSIVE, REGRESSED, SAME, Thresholds, compare
 from jepa_kernels.bench.confirm import merge
 from jepa_kernels.bench.statistics import Summary
 from jepa_kernels.bench.suite import QUICK
@@ -39,7 +39,7 @@ def test_equal_runs_rarely_show_a_change(monkeypatch: pytest.MonkeyPatch) -> Non
     for seed in range(200):
         base = records(pair, seed=2 * seed, rounds=20)
         head = records(pair, seed=2 * seed + 1, drift=0.2, shift=1.1, rounds=20)
-        found = compare(base, head, threshold=0.0, seed=seed)
+        found = compare(base, head, thresholds=Thresholds(0.0), seed=seed)
         alarms += bool(found.verdicts(REGRESSED) or found.verdicts(IMPROVED))
     assert alarms <= 10  # 5 %
 
@@ -56,9 +56,19 @@ def test_five_percent_is_detected_with_a_threshold_of_two() -> None:
     found = compare(
         records(EQUAL, seed=3, noise=0.01),
         records(slower("toy/case0-fp32", "jk-cpu", 1.05), seed=4, noise=0.01, drift=0.2),
-        threshold=0.02,
+        thresholds=Thresholds(0.02),
     )
     assert [c.case_id for c in found.verdicts(REGRESSED)] == ["toy/case0-fp32"]
+
+
+def test_thresholds_of_energy_and_of_single_cases() -> None:
+    found = Thresholds(0.05, 0.1, (("ema/*", 0.2), ("*-bf16", 0.3)))
+    rows = [("a/b-fp32", "time", 0.05), ("a/b-fp32", "energy", 0.1), ("ema/b-fp32", "energy", 0.2), ("ema/b-bf16", "time", 0.3)]
+    assert [found.of(case, measure) for case, measure, _ in rows] == [share for *_, share in rows]
+    head = records(slower("toy/case0-fp32", "jk-cpu", 1.3), seed=2, noise=0.005)
+    base = records(EQUAL, seed=1, noise=0.005)
+    assert compare(base, head).verdicts(REGRESSED)
+    assert not compare(base, head, thresholds=Thresholds(by_case=(("toy/case0*", 0.5),))).verdicts(REGRESSED)
 
 
 def test_slower_machine_is_a_regression_only_in_absolute_times() -> None:
@@ -186,6 +196,8 @@ def test_moved_ceilings_are_a_warning() -> None:
         (records(EQUAL, seed=2), [], 0, "no regression"),
         (records(slower("toy/case1-fp32", "jk-cpu", 2), seed=2), [], 1, "REGRESSED toy/case1-fp32 jk-cpu: +"),
         (records(slower("toy/case1-fp32", "jk-cpu", 2), seed=2), ["--threshold", "2"], 2, "not a share"),
+        (records(slower("toy/case1-fp32", "jk-cpu", 1.2), seed=2), ["--threshold", "*case1*=0.5"], 0, "of *case1* 50%"),
+        (records(EQUAL, seed=2), ["--energy-threshold", "much"], 2, "--energy-threshold much is not a share"),
         (records(EQUAL, seed=2, noise=0.3), [], 0, "6 inconclusive"),
         (records(EQUAL, seed=2, noise=0.3), ["--strict"], 3, "6 inconclusive"),
         (records(EQUAL, seed=2)[1:], [], 0, "missing: toy/case0-fp32 jk-cpu"),

@@ -19,7 +19,7 @@ import torch
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite, summary
-from jepa_kernels.bench.cases import Provider
+from jepa_kernels.bench.cases import Case, Provider, Work
 from jepa_kernels.bench.clocks import DeviceGraphClock, WallClock
 from jepa_kernels.bench.energy import Meters, Unavailable
 from jepa_kernels.bench.energy.nvml import open_board
@@ -263,6 +263,33 @@ def test_globs_that_leave_out(toy_run: Run, capsys: pytest.CaptureFixture[str]) 
     assert [(r["case_id"], r["provider"]) for r in read_results(folder)] == [("toy/double-fp32", "jk-cpu")]
     code, _ = toy_run(cases, "--filter", "!toy/*")
     assert code == 2 and "no case is left by '!toy/*'" in capsys.readouterr().err
+
+
+def test_baseline_is_what_ratios_are_quoted_against(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    providers = [Provider(name, lambda x: x * 2) for name in ("jk-cpu", "torch-add", "torch-other")]
+    cases = [toy_case(providers=providers), toy_case(name="lacks")]
+    _, folder = toy_run(cases, "--baseline", "torch-other")
+    by_case = {r["case_id"]: r["peer"] for r in read_results(folder)}
+    assert by_case == {"toy/double-fp32": "torch-other", "toy/lacks-fp32": "torch-add"}
+    assert "torch-other" in read_results(folder)[0]["ratios"]
+    code, _ = toy_run(cases, "--baseline", "torch-none")
+    assert code == 2 and "no case has the baseline 'torch-none'; known: jk-cpu" in capsys.readouterr().err
+
+
+def test_provider_without_memory_is_not_tried_on_larger_cases(toy_run: Run) -> None:
+    tried: list[int] = []
+
+    def hungry(x: torch.Tensor) -> torch.Tensor:
+        tried.append(1)
+        raise torch.cuda.OutOfMemoryError("full")
+
+    def sized(name: str, moved: int) -> Case:
+        return replace(toy_case(hungry, name=name), work=lambda _x: Work(flops=8, bytes=moved, samples=1, tokens=8))
+
+    _, folder = toy_run([sized("middle", 64), sized("large", 128), sized("small", 32)])
+    ours = [r for r in read_results(folder) if r["provider"] == "jk-cpu"]
+    assert [r["status"] for r in ours] == ["oom"] * 3 and len(tried) == 2
+    assert "memory ran out on toy/middle-fp32" in ours[1]["error"]
 
 
 def test_document_alone_on_stdout(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:

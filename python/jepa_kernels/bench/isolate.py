@@ -104,7 +104,7 @@ def main(path: Path) -> int:
     suite, device = from_record(request["suite"], path), choose_device(request["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    case = next(case for case in suite.chosen() if case.id == request["case"])
+    case = next(case for case in runner.chosen_cases(suite, device) if case.id == request["case"])
     clip = load_clip(Path(request["video"]) if request["video"] else None)
     stop = StopFlag()
     session = runner.Session(

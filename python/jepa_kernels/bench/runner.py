@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ class Session:
     meters: Meters = field(default_factory=lambda: Meters(None, "no meter was opened"))
     deadline: float | None = None  # on the clock of time.perf_counter
     stop: Callable[[], bool] = lambda: False
+    exhausted: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)  # see `_too_large`
     checking: Callable[[str | None], object] = lambda _provider: None  # told before each provider's first call, None after all
 
     @property
@@ -94,6 +95,22 @@ def check_provider_names(cases: Sequence[Case], device: torch.device, patterns: 
         raise BenchInputError(f"no provider matches {stray!r}; known: {', '.join(known)}")
 
 
+def chosen_cases(suite: Suite, device: torch.device) -> list[Case]:
+    """The cases of a suite on a device, with its baseline as their peer where they have it.
+
+    Raises `BenchInputError` for a glob or a baseline that names nothing.
+    """
+    cases = suite.chosen()
+    check_provider_names(cases, device, suite.providers)
+    if not suite.baseline:
+        return cases
+    names = {case.id: {p.name for p in select_providers(case, device, suite.providers)} for case in cases}
+    if not any(suite.baseline in found for found in names.values()):
+        known = ", ".join(sorted(set().union(*names.values())))
+        raise BenchInputError(f"no case has the baseline {suite.baseline!r}; known: {known}")
+    return [replace(case, peer=suite.baseline) if suite.baseline in names[case.id] else case for case in cases]
+
+
 def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     """Check and time every provider of a case; `remaining` cases share what is left of the time budget."""
     cells = [Cell(provider) for provider in select_providers(case, session.device, session.suite.providers)]
@@ -104,6 +121,7 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
         try:
             inputs = case.make_inputs(session.setting)
             work = case.work(inputs)
+            _too_large(case, cells, work, session)
             _check_all(case, cells, inputs, session)
         except Exception as error:  # a broken case must not take the rest of the run with it
             _mark(cells, *_failure(error, "inputs or reference: "))
@@ -112,6 +130,7 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
         timing_s = share / 2 if energy_run.wanted(session) else share
         _time_all(cells, session, timing_s, timeline, whole=case.operator in WHOLE)
         energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
+    _note_exhausted(case, cells, work, session)
     records = [_record(case, cell, cells, work, session) for cell in cells]
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -122,6 +141,21 @@ def unmeasured(case: Case, reasons: Mapping[str, tuple[str, str]], session: Sess
     """Records of providers that gave nothing, from their status and why."""
     cells = [Cell(p, *reasons[p.name]) for p in case.providers(session.device) if p.name in reasons]
     return [_record(case, cell, cells, None, session) for cell in cells]
+
+
+def _too_large(case: Case, cells: Sequence[Cell], work: Work, session: Session) -> None:
+    """Leave out what cannot fit: a provider that ran out of memory on a case of its operator that moves no more bytes."""
+    for cell in cells:
+        limit, smaller = session.exhausted.get((case.operator, cell.provider.name), (float("inf"), ""))
+        if work.bytes >= limit:
+            cell.status, cell.error = "oom", f"not tried: memory ran out on {smaller}, which is no larger"
+
+
+def _note_exhausted(case: Case, cells: Sequence[Cell], work: Work | None, session: Session) -> None:
+    for cell in cells:
+        key = (case.operator, cell.provider.name)
+        if cell.status == "oom" and work is not None and work.bytes < session.exhausted.get(key, (float("inf"), ""))[0]:
+            session.exhausted[key] = (work.bytes, case.id)
 
 
 def _budget(session: Session, remaining: int) -> float:
@@ -152,6 +186,8 @@ def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
 def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session) -> None:
     reference, low_precision = case.reference(inputs), case.low_precision(inputs)
     for cell in cells:
+        if cell.status != "ok":
+            continue
         if session.stop():
             cell.status, cell.error = "skipped", "the run was interrupted before this provider"
             continue

@@ -65,8 +65,7 @@ def _run(options: RunOptions) -> tuple[int, Path | None]:
     clock_for(device, suite.timing.clock)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
-    cases = suite.chosen()
-    runner.check_provider_names(cases, device, suite.providers)
+    cases = runner.chosen_cases(suite, device)
     meters = energy_run.prepare(device, suite)
     clip = load_clip(options.input)
     describe = partial(

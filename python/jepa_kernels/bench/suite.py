@@ -24,6 +24,7 @@ class Suite:
     tags: tuple[str, ...] = ()
     cases: tuple[str, ...] = ()  # globs; one that begins with `!` leaves out
     providers: tuple[str, ...] = ()
+    baseline: str = ""  # the provider that ratios are quoted against, where a case has it; else the case's own peer
     priority: tuple[str, ...] = ()  # globs of the cases to measure first, in this order
     seed: int = 0
     case_budget_s: float = 60.0

@@ -134,7 +134,7 @@ def _work(inputs: EncoderInputs) -> Work:
     shape, size = inputs.shape, inputs.pixels.element_size()
     tokens = shape.batch * shape.tokens
     patch_values = 3 * max(shape.tubelet, 1) * shape.patch**2
-    flops = formulas.patch_embed_flops(tokens, patch_values, shape.dim)
+    flops: float = formulas.patch_embed_flops(tokens, patch_values, shape.dim)
     flops += formulas.transformer_flops(tokens, tokens * shape.tokens, shape.dim, shape.depth, mlp_ratio=MLP_RATIO)
     used = sum(value.nbytes for key, value in inputs.weights.items() if not key.startswith("predictor."))
     return Work(flops, used + inputs.pixels.nbytes + tokens * shape.dim * size, shape.batch, tokens)

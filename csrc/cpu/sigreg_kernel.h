@@ -207,13 +207,15 @@ void write_sums(const SigregTask& task, int64_t begin, int64_t count, const doub
   using Scalar = typename L::Scalar;
   Scalar* sums = static_cast<Scalar*>(task.sums) + begin;
   const int64_t moving = task.points - 1;  // at t = 0 every cosine is 1 and every sine 0
-  for (int64_t i = 0; i < count; ++i) {
-    sums[i] = static_cast<Scalar>(task.samples);
-    sums[task.points * task.slices + i] = 0;
-    for (int64_t j = 0; j < moving; ++j) {
-      sums[(j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j) * L::kLanes + i]);
-      sums[(task.points + j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j + 1) * L::kLanes + i]);
-    }
+  // Row by row: rows lie a power of two apart, so that writing down the columns would throw each line out before it is full.
+  const auto write_row = [&](int64_t row, const auto& value) {
+    for (int64_t i = 0; i < count; ++i) sums[row * task.slices + i] = static_cast<Scalar>(value(i));
+  };
+  write_row(0, [&](int64_t) { return task.samples; });
+  write_row(task.points, [](int64_t) { return 0; });
+  for (int64_t j = 0; j < moving; ++j) {
+    write_row(j + 1, [&](int64_t i) { return totals[2 * j * L::kLanes + i]; });
+    write_row(task.points + j + 1, [&](int64_t i) { return totals[(2 * j + 1) * L::kLanes + i]; });
   }
 }
 

@@ -33,7 +33,7 @@ def test_five_percent_is_detected_while_the_machine_slows_down_by_half(seed: int
 def test_equal_providers_are_rarely_told_apart_under_drift() -> None:
     """200 comparisons of a provider with itself on a noisy machine that slows down: at most one in twenty is wrong.
 
-    The 95 % intervals of these seeds leave 1 out 3 times in 200 (1.5 %); of five times as many seeds, 39 in 1,000.
+    The 95 % intervals of these seeds leave 1 out 8 times in 200 (4 %); of five times as many seeds, 44 in 1,000.
     """
     missed = 0
     for seed in range(200):
@@ -143,7 +143,7 @@ def test_budget_ends_the_rounds() -> None:
 
 
 def test_enough_time_ends_the_rounds_once_there_are_enough_of_them() -> None:
-    for seconds, rounds in ((0.5, OPTIONS.min_rounds), (0.02, 23), (1e-3, OPTIONS.rounds)):
+    for seconds, rounds in ((0.5, OPTIONS.min_rounds), (0.02, 13), (1e-3, OPTIONS.rounds)):
         machine = VirtualMachine()
         (timed,) = machine.timed(one=seconds)
         options = TimingOptions(rounds=30, warmup_max_s=0.0, enough_s=0.5)

@@ -2,7 +2,7 @@
 
 from .configs import ENCODER_SIZES, EncoderSize, encoder_size
 from .predictor import VisionTransformerPredictor
-from .training import load_official_checkpoint, make_optimizer, train_step
+from .training import load_official_checkpoint, make_adamw_ema, make_optimizer, train_step
 from .vision_transformer import VisionTransformer, build_encoder
 from .vjepa2 import VJEPA2, build_vjepa2, channels_first
 from .wrappers import MultiSeqWrapper, PredictorMultiSeqWrapper
@@ -20,6 +20,7 @@ __all__ = [
     "channels_first",
     "encoder_size",
     "load_official_checkpoint",
+    "make_adamw_ema",
     "make_optimizer",
     "train_step",
 ]

@@ -31,11 +31,13 @@ PACKAGES = {
     "jepa_kernels.data": "python/jepa_kernels/data",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
     "jepa_kernels.integrations": "python/jepa_kernels/integrations",
+    "jepa_kernels.masks": "python/jepa_kernels/masks",
     "jepa_kernels.models": "python/jepa_kernels/models",
     "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.optim": "python/jepa_kernels/optim",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
+    "jepa_kernels.train": "python/jepa_kernels/train",
     "jepa_kernels.kernels": "kernels/jepa_triton",
 }
 

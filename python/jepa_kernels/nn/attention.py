@@ -12,7 +12,7 @@ from ..rope import Rope3D
 
 
 class Attention(nn.Module):
-    """Self-attention without positions: (B, N, D) -> (B, N, D).
+    """Self-attention without positions: (B, N, D) -> (B, N, D), or (total, D) -> (total, D) with a `jk.Ragged` mask.
 
     `attn_mask` is whatever `jk.masked_attention` takes as `mask`; `mask`, the token ids, is accepted for the sake of one call
     signature and not used. The official dropout arguments are absent: V-JEPA 2 trains with none.
@@ -40,10 +40,9 @@ class Attention(nn.Module):
         return self._attend(x, attn_mask, rope=None)
 
     def _attend(self, x: Tensor, attn_mask: Any, rope: Rope3D | None) -> Tensor:
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, self.head_dim)
-        y = masked_attention(qkv, mask=attn_mask, rope=rope, scale=self.scale)  # [B, H, N, head_dim]
-        return self.proj(y.transpose(1, 2).reshape(batch, tokens, dim))
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        y = masked_attention(qkv, mask=attn_mask, rope=rope, scale=self.scale)  # [B, H, N, head_dim] or [total, H, head_dim]
+        return self.proj((y.transpose(1, 2) if x.ndim == 3 else y).reshape(x.shape))
 
 
 class RoPEAttention(Attention):

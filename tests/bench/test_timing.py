@@ -53,6 +53,26 @@ def test_equal_real_calls_are_rarely_told_apart() -> None:
     assert missed < 5
 
 
+@pytest.mark.parametrize(("seconds", "primed"), [(2e-3, True), (0.5, False)])
+def test_a_warm_sample_follows_an_untimed_call_unless_calls_are_long(seconds: float, primed: bool) -> None:
+    machine = VirtualMachine()
+    fast, slow = machine.work(seconds), machine.work(1.5 * seconds)
+    last = ""
+
+    def provider(name: str) -> Timed:
+        def call() -> None:  # half as long again where the other provider has just used the caches
+            nonlocal last
+            (fast if last == name else slow)()
+            last = name
+
+        return Timed(name, call)
+
+    both = [provider("one"), provider("other")]
+    interleave(both, machine.clock(), TimingOptions(rounds=6, warmup_max_s=0.01), now=machine.seconds)
+    slowest = max(max(timed.samples.values()) for timed in both)
+    assert slowest == pytest.approx(seconds if primed else 1.5 * seconds)
+
+
 def test_short_calls_are_batched_to_the_sample_length() -> None:
     machine = VirtualMachine()
     (timed,) = machine.timed(short=2e-6)

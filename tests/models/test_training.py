@@ -8,7 +8,7 @@ import jepa_kernels as jk
 from jepa_kernels import _native
 from jepa_kernels.data import open_clips, sample_video
 from jepa_kernels.masks import MultiBlockMask3D
-from jepa_kernels.models import build_vjepa2, channels_first, make_optimizer, train_step
+from jepa_kernels.models import build_vjepa2, channels_first, make_adamw_ema, make_optimizer, train_step
 
 STEPS = 30
 
@@ -171,3 +171,94 @@ def test_target_starts_as_a_copy():
     model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1})
     for target, online in zip(model.target_encoder.parameters(), model.encoder.parameters(), strict=True):
         assert torch.equal(target, online) and target.data_ptr() != online.data_ptr()
+
+
+# -- AdamWEMA and the kept low-precision weights
+
+
+def several_steps(model, optimizer, clips, make_masks, steps=4, **options):
+    losses = []
+    for step in range(steps):
+        loss, _ = train_step(model, clips, *make_masks(2, seed=step), optimizer, **options)
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+def test_adamw_ema_takes_the_steps_of_adamw_and_the_target_update(make_model, make_masks, clips):
+    runs = []
+    for make in (make_optimizer, make_adamw_ema):
+        model = make_model()
+        losses = several_steps(model, make(model, lr=1e-3), clips, make_masks, momentum=0.9)
+        runs.append((losses, dict(model.named_parameters())))
+    (expected, wanted), (losses, parameters) = runs
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter, wanted[name], rtol=0, atol=3e-5, msg=name)
+
+
+def test_adamw_ema_keeps_the_targets_own_values(make_model):
+    model, other = make_model(), make_model(seed=5)
+    model.target_encoder.load_state_dict(other.target_encoder.state_dict())
+    make_adamw_ema(model)
+    for target, own in zip(model.target_encoder.parameters(), other.target_encoder.parameters(), strict=True):
+        assert torch.equal(target, own)
+
+
+def test_schedule_gives_the_momentum_unless_the_step_does(make_model, make_masks, clips):
+    model = make_model()
+    optimizer = make_adamw_ema(model, lr=1e-3, momentum=lambda step: 1.0)
+    before = model.target_encoder.norm.weight.clone()
+    train_step(model, clips, *make_masks(2), optimizer)
+    assert torch.equal(model.target_encoder.norm.weight, before) and optimizer.target.step == 1
+    train_step(model, clips, *make_masks(2), optimizer, 0.0)
+    assert torch.equal(model.target_encoder.norm.weight, model.encoder.norm.weight)
+
+
+def test_kept_weights_are_those_that_autocast_would_cast(make_model, make_masks, clips):
+    """The same forward pass bit for bit, and gradients that reach the float32 parameters."""
+    masks, results = make_masks(2), []
+    for keep in (False, True):
+        model = make_model()
+        if keep:
+            make_adamw_ema(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss, _ = model(clips, *masks)
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (expected, wanted), (loss, gradients) = results
+    assert torch.equal(loss, expected)
+    assert gradients.keys() == wanted.keys()
+    for name, gradient in gradients.items():
+        assert gradient.dtype == torch.float32
+        scale = wanted[name].abs().max()
+        assert (gradient - wanted[name]).abs().max() <= 0.02 * scale, name
+
+
+@pytest.mark.parametrize("other", [make_optimizer, make_adamw_ema])
+def test_kept_weights_follow_whoever_writes_the_parameters(make_model, make_masks, clips, other):
+    model = make_model()
+    make_adamw_ema(model)  # attaches copies; the optimiser of the steps is another
+    several_steps(model, other(model, lr=1e-2), clips, make_masks, steps=2, autocast_dtype=torch.bfloat16)
+    model.encoder.blocks[1].load_state_dict(make_model(seed=7).encoder.blocks[1].state_dict())
+    plain = make_model()
+    plain.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, plain):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(each(clips, *make_masks(2))[0])
+    assert torch.equal(*losses)
+
+
+def test_without_autocast_kept_weights_are_not_read(make_model, make_masks, clips):
+    model = make_model()
+    expected, _ = model(clips, *make_masks(2))
+    make_adamw_ema(model)
+    assert torch.equal(model(clips, *make_masks(2))[0], expected)
+
+
+def test_kept_weights_are_no_part_of_the_state(make_model):
+    model = make_model()
+    keys = list(model.state_dict())
+    make_adamw_ema(model)
+    assert list(model.state_dict()) == keys
+    assert all(p.dtype == torch.float32 for p in model.parameters())

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..attention_masks import AttentionMask, FrameCausal, KeyPadding, Ragged
-from ..ops.masked_attention import masked_attention as _operator
-from ..ops.masked_attention import masked_attention_packed as _packed_operator
+from ..ops.masked_attention import attend
 from ..rope import Rope3D
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -65,10 +64,7 @@ def masked_attention(
         torch.Size([2, 4, 8, 32])
     """
     packed, arguments = _normalise(q, k, v, mask, rope, scale)
-    if packed is None:
-        out, _ = _operator(**arguments)
-    else:
-        out, _ = _packed_operator(packed, *tuple(arguments.values())[3:])
+    out = attend(packed, arguments)
     return out[0].transpose(0, 1) if isinstance(mask, Ragged) else out
 
 

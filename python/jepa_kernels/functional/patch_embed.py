@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..ops.patch_embed import embed, looks_at_values, native_values
+from ..ops.patch_embed import embed, looks_at_values
 from ..ops.patch_embed_shapes import token_count
+from ..ops.plans import native_values
 from ..ragged import RaggedIds
 
 Keep = Tensor | Sequence[Tensor] | RaggedIds | None

@@ -3,7 +3,7 @@
 from .configs import ENCODER_SIZES, EncoderSize, encoder_size
 from .ijepa import IJEPA, IJEPAPredictor, build_ijepa, images_channels_first
 from .predictor import VisionTransformerPredictor
-from .training import load_official_checkpoint, make_optimizer, train_step
+from .training import load_official_checkpoint, make_adamw_ema, make_optimizer, train_step
 from .vision_transformer import VisionTransformer, build_encoder
 from .vjepa import VJEPA, build_vjepa
 from .vjepa2 import VJEPA2, build_vjepa2, channels_first
@@ -28,6 +28,7 @@ __all__ = [
     "encoder_size",
     "images_channels_first",
     "load_official_checkpoint",
+    "make_adamw_ema",
     "make_optimizer",
     "train_step",
 ]

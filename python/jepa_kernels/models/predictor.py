@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks import apply_masks
-from ..nn import Block, get_3d_sincos_pos_embed
+from ..nn import Block, Linear, get_3d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..rope import Rope3D
 from ._common import frame_size, init_weights, run_blocks, token_grid
@@ -68,7 +68,7 @@ class VisionTransformerPredictor(nn.Module):
         self.use_rope = use_rope
         self.use_activation_checkpointing = use_activation_checkpointing
 
-        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed = Linear(embed_dim, predictor_embed_dim)
         self.mask_tokens = nn.ParameterList(
             nn.Parameter(torch.zeros(1, 1, predictor_embed_dim)) for _ in range(num_mask_tokens)
         )
@@ -93,7 +93,7 @@ class VisionTransformerPredictor(nn.Module):
             for _ in range(depth)
         )
         self.predictor_norm = nn.LayerNorm(predictor_embed_dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.predictor_proj = Linear(predictor_embed_dim, embed_dim)
 
         if not zero_init_mask_tokens:
             for token in self.mask_tokens:

@@ -1,19 +1,36 @@
-"""One V-JEPA 2 training step, its optimiser, and the reading of released checkpoints."""
+"""One training step of a JEPA model, its optimiser, and the reading of released checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..nn import attach_copies
+from ..optim import AdamWEMA, EMATarget, parameter_groups
+from ..optim.pairing import is_sharded, shadow_module, shadows_of, unwrapped
 from .configs import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from .vjepa2 import VJEPA2
 
 
+class JEPA(Protocol):
+    """What a training step needs of a model: three networks, the loss of a batch, and the target's update."""
+
+    encoder: nn.Module
+    predictor: nn.Module
+    target_encoder: nn.Module
+
+    def __call__(
+        self, inputs: Tensor, masks_enc: list[Tensor], masks_pred: list[Tensor]
+    ) -> tuple[Tensor, dict[str, Any]]: ...
+
+    def update_target(self, momentum: float) -> None: ...
+
+
 def make_optimizer(
-    model: VJEPA2,
+    model: JEPA | nn.Module,
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -31,44 +48,89 @@ def make_optimizer(
         >>> [group["weight_decay"] for group in make_optimizer(model).param_groups]
         [0.04, 0.04, 0.0, 0.0]
     """
-    halves = [_split(model.encoder), _split(model.predictor)]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay} for decayed, _ in halves]
-    groups += [{"params": other, "weight_decay": 0.0} for _, other in halves]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, **kwargs)
+    return torch.optim.AdamW(_official_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, **kwargs)
 
 
-def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    decayed: list[nn.Parameter] = []
-    other: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (other if "bias" in name or parameter.ndim == 1 else decayed).append(parameter)
-    return decayed, other
+def make_adamw_ema(
+    model: JEPA | nn.Module,
+    lr: float | Tensor = LEARNING_RATE,
+    weight_decay: float = WEIGHT_DECAY,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    *,
+    momentum: float | Callable[[int], float] = MOMENTUM,
+    shadow_dtype: torch.dtype | None = torch.bfloat16,
+    **kwargs: Any,
+) -> AdamWEMA:
+    """`jk.AdamWEMA` over the groups of `make_optimizer`: it also moves `model.target_encoder` and writes low-precision weights.
+
+    The target keeps the values it has. `momentum` is a number or a function of the step number (`jk.optim.LinearMomentum`);
+    the one that `train_step` is given takes its place. With `shadow_dtype` every `jk.nn.Linear` of the three networks gets
+    copies of its weights in that dtype, which the step writes and forward passes under autocast read, in place of a cast each;
+    2 bytes a parameter. `shadow_dtype=None`, and models sharded by FSDP2 (whose `MixedPrecisionPolicy` casts), keep no copies.
+    `kwargs` go to `jk.AdamWEMA` (`max_grad_norm`, `capturable`, ...).
+
+    Call it when the model is on its device, and before or after wrapping it with DDP; after `fully_shard`.
+
+    Raises:
+        ValueError: what `jk.AdamWEMA` and `jk.EMATarget` refuse.
+
+    Example:
+        >>> from jepa_kernels.models import build_vjepa2
+        >>> model = build_vjepa2("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 1})
+        >>> optimizer = make_adamw_ema(model, max_grad_norm=1.0)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.04, 0.04, 0.0, 0.0]
+    """
+    inner: Any = unwrapped(model)  # type: ignore[arg-type]
+    keeps = shadow_dtype is not None and not is_sharded(inner)
+    target = EMATarget(
+        inner.encoder,
+        momentum,
+        target=inner.target_encoder,
+        overwrite=False,
+        shadow_dtype=shadow_dtype if keeps else None,
+    )
+    shadows: dict[Tensor, Tensor] = {}
+    if keeps:
+        assert shadow_dtype is not None and target.shadow is not None
+        for part in (inner.encoder, inner.predictor):
+            shadows |= shadows_of(part, shadow_module(part, shadow_dtype))
+            attach_copies(part, shadows)
+        attach_copies(inner.target_encoder, shadows_of(inner.target_encoder, target.shadow))
+    groups = _official_groups(inner, weight_decay)
+    return AdamWEMA(groups, lr, betas, eps, target=target, shadows=shadows, **kwargs)
+
+
+def _official_groups(model: JEPA | nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    inner: Any = unwrapped(model)  # type: ignore[arg-type]
+    return parameter_groups([inner.encoder, inner.predictor], weight_decay)
 
 
 def train_step(
-    model: VJEPA2,
+    model: JEPA | nn.Module,
     clips: Tensor,
     masks_enc: Iterable[Tensor],
     masks_pred: Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
-    momentum: float = MOMENTUM,
+    momentum: float | None = None,
     *,
     autocast_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """One step of V-JEPA 2 pretraining: loss, backward, optimiser, then the target encoder.
+    """One step of pretraining: loss, backward, optimiser, then the target encoder.
 
     The order is the official one: `optimizer.step()`, `zero_grad()`, EMA, so that the target follows the weights that the
-    step has just written.
+    step has just written. An optimiser of `make_adamw_ema` moves the target itself; with any other `model.update_target` does.
+    `momentum` None means the schedule of such an optimiser, and V-JEPA 2's 0.99925 otherwise.
 
-    Shapes: those of `VJEPA2`; clips and masks move to the model's device. Returns the detached loss of the weights before the
-    step, still on the device, and the stats of `VJEPA2`; nothing here waits for the device.
+    Shapes: those of the model, which may be wrapped by DDP; clips and masks move to its device. Returns the detached loss of the
+    weights before the step, still on the device, and the model's stats; nothing here waits for the device.
 
     Dtypes: with `autocast_dtype=torch.bfloat16` the forward pass runs under autocast. There is no gradient scaler: bfloat16
     has the range of float32, and float16, which would need one, is refused.
 
     Raises:
-        ValueError: float16, and whatever `VJEPA2` refuses.
+        ValueError: float16, and whatever the model refuses.
 
     Deterministic: equal weights, clips and masks give equal steps, as far as the matrix products of the device do.
 
@@ -85,17 +147,23 @@ def train_step(
     """
     if autocast_dtype is torch.float16:
         raise ValueError("autocast_dtype=torch.float16 needs a gradient scaler; use torch.bfloat16 or None")
-    device = next(model.parameters()).device
+    network: Any = model
+    inner: Any = unwrapped(network)
+    device = next(network.parameters()).device
     clips = clips.to(device, non_blocking=True)
     context_ids = [ids.to(device, non_blocking=True) for ids in masks_enc]
     target_ids = [ids.to(device, non_blocking=True) for ids in masks_pred]
 
     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        loss, stats = model(clips, context_ids, target_ids)
+        loss, stats = network(clips, context_ids, target_ids)
     loss.backward()
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    model.update_target(momentum)
+    if isinstance(optimizer, AdamWEMA) and optimizer.target is not None:
+        optimizer.step(momentum=momentum)
+        optimizer.zero_grad(set_to_none=True)
+    else:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        inner.update_target(MOMENTUM if momentum is None else momentum)
     return loss.detach(), stats
 
 

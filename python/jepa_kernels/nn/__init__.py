@@ -2,6 +2,7 @@
 
 from .attention import Attention, RoPEAttention
 from .block import MLP, Block
+from .linear import Linear, attach_copies
 from .patch_embed import PatchEmbed, PatchEmbed3D
 from .pos_embs import (
     get_1d_sincos_pos_embed_from_grid,
@@ -15,10 +16,12 @@ __all__ = [
     "MLP",
     "Attention",
     "Block",
+    "Linear",
     "PatchEmbed",
     "PatchEmbed3D",
     "RoPEAttention",
     "SIGReg",
+    "attach_copies",
     "get_1d_sincos_pos_embed_from_grid",
     "get_2d_sincos_pos_embed",
     "get_3d_sincos_pos_embed",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..functional.masked_attention import masked_attention
 from ..rope import Rope3D
+from .linear import Linear
 
 
 class Attention(nn.Module):
@@ -33,8 +34,8 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.scale = qk_scale if qk_scale is not None else self.head_dim**-0.5
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, attn_mask: Any = None) -> Tensor:
         return self._attend(x, attn_mask, rope=None)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..rope import Rope3D
 from .attention import Attention, RoPEAttention
+from .linear import Linear
 
 LAYER_NORM_EPS = 1e-6
 
@@ -26,9 +27,9 @@ class MLP(nn.Module):
     def __init__(self, in_features: int, hidden_features: int | None = None, out_features: int | None = None) -> None:
         super().__init__()
         hidden_features = hidden_features or in_features
-        self.fc1 = nn.Linear(in_features, hidden_features)
+        self.fc1 = Linear(in_features, hidden_features)
         self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_features, out_features or in_features)
+        self.fc2 = Linear(hidden_features, out_features or in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(x)))

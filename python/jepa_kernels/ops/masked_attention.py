@@ -12,6 +12,7 @@ from .. import _native, backends
 from ..reference.masked_attention import backward as reference_backward
 from ..reference.masked_attention import forward as reference_forward
 from ._library import define
+from .plans import needs_dispatcher
 from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -312,3 +313,12 @@ masked_attention_packed_backward = define(
     _fake_backward_packed,
     backward=_second_derivative,
 )
+
+
+def attend(packed: Tensor | None, arguments: dict[str, Any]) -> Tensor:
+    """The output of the operator for `packed` qkv, or, where that is None, for the arguments' q, k and v; past torch's dispatcher
+    where nothing asks for it."""
+    q, k, v, *extras = arguments.values()
+    if not needs_dispatcher(q, k, v, *extras):
+        return _forward(q, k, v, *extras)[0]
+    return (masked_attention(q, k, v, *extras) if packed is None else masked_attention_packed(packed, *extras))[0]

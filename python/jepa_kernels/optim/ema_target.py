@@ -31,7 +31,8 @@ class EMATarget:
             followed.
         momentum: a number, or a callable of the step number (0 at the first update), such as `LinearMomentum(0.996,
             1.0, steps)`.
-        target: the target to use instead of a deep copy of `module`; its values are overwritten with the module's.
+        target: the target to use instead of a deep copy of `module`; its values are overwritten with the module's,
+            unless `overwrite` is False.
             FSDP2 modules cannot be copied: build a second module, apply `fully_shard` to both alike, and pass it
             here. Updates touch local shards only.
         buffers: copy buffers at every update.
@@ -72,6 +73,7 @@ class EMATarget:
         momentum: float | Callable[[int], float] = 0.99925,
         *,
         target: nn.Module | None = None,
+        overwrite: bool = True,
         buffers: bool = False,
         shadow_dtype: torch.dtype | None = None,
         stochastic_rounding: bool = False,
@@ -91,7 +93,7 @@ class EMATarget:
         self.shadow = None if shadow_dtype is None else pairing.shadow_module(self.module, shadow_dtype)
         self._sharded = False
         self._pair()
-        if target is not None:
+        if target is not None and overwrite:
             self.copy_from_online()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

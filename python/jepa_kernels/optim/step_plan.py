@@ -59,7 +59,7 @@ class StepPlan:
         self._kept = [tensor for name, column in lists.items() if name != "grads" for tensor in column]
         self._watch = plans.watch_tensors(self._kept)
         self._slots = plans.watch_slots([state[param] for param in params])
-        self._written = [tensor for name in ("params", "targets") for tensor in lists[name]]
+        self._written = [tensor for name in ("params", "targets", "param_shadows", "target_shadows") for tensor in lists[name]]
         self._tensors = Tensors(**lists, groups=groups)
         self._grads = [(grad.data_ptr(), grad.dtype) for grad in grads]
         self._forced = backends.forced(OPERATOR)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.jepa_loss import jepa_loss
-from ..nn import Block, get_2d_sincos_pos_embed
+from ..nn import Block, Linear, get_2d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
 from ._common import frame_size, init_weights
@@ -60,7 +60,7 @@ class IJEPAPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.use_activation_checkpointing = use_activation_checkpointing
-        self.predictor_embed = nn.Linear(embed_dim, predictor_embed_dim)
+        self.predictor_embed = Linear(embed_dim, predictor_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, predictor_embed_dim))
         table = torch.from_numpy(get_2d_sincos_pos_embed(predictor_embed_dim, grid_size)).float()
         self.predictor_pos_embed = nn.Parameter(table[None], requires_grad=False)
@@ -68,7 +68,7 @@ class IJEPAPredictor(nn.Module):
             Block(predictor_embed_dim, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth)
         )
         self.predictor_norm = nn.LayerNorm(predictor_embed_dim, eps=LAYER_NORM_EPS)
-        self.predictor_proj = nn.Linear(predictor_embed_dim, embed_dim)
+        self.predictor_proj = Linear(predictor_embed_dim, embed_dim)
         nn.init.trunc_normal_(self.mask_token, std=init_std)
         init_weights(self, self.predictor_blocks, init_std)
 

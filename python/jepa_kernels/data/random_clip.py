@@ -19,8 +19,8 @@ def random_clip(
 ) -> Tensor:
     """Decodes `num_frames` frames of a window of the first video stream.
 
-    Formula: the window has L = num_frames * step frames, step = `frame_step` or, with `fps`, ceil(frame rate) // fps; it starts at
-    s = draw(n - L + 1) of the n frames; the frames are s + floor(i L / (num_frames - 1)) for i = 0, 1, ..., the last at most
+    Formula: the window has L = num_frames * step frames, step = `frame_step` or, with `fps`, ceil(frame rate) // fps; it starts
+    at s = draw(n - L + 1) of the n frames; the frames are s + floor(i L / (num_frames - 1)) for i = 0, 1, ..., the last at most
     s + L - 1.
 
     Shapes: returns uint8 (num_frames, height, width, 3), RGB, as large as the video. `draw(k)` returns a number from 0..k-1.

@@ -29,7 +29,7 @@ def build_model(config: Config) -> nn.Module:
         "encoder": {name: value for name, value in overrides.items() if value},
         "seed": config.run.seed,
     }
-    clip = {"num_frames": model.num_frames, "tubelet_size": model.tubelet_size}
+    clip: dict[str, Any] = {"num_frames": model.num_frames, "tubelet_size": model.tubelet_size}
     try:
         if model.family == "ijepa":
             return build_ijepa(model.encoder, pred_num_heads=model.pred_num_heads or None, **shared)

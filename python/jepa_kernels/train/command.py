@@ -21,7 +21,8 @@ def _add_train(commands: Any) -> None:
         "train",
         help="train I-JEPA, V-JEPA or V-JEPA 2 on a folder of images or videos",
         epilog="Exit codes: 0 done, 2 usage or input, 4 the last checkpoint could not be written, 130 ended by SIGINT or "
-        "SIGTERM (everything is saved; --resume goes on). Several processes: torchrun --nproc-per-node N -m jepa_kernels.cli train ...",
+        "SIGTERM (everything is saved; --resume goes on). Several processes: torchrun --nproc-per-node N -m jepa_kernels.cli "
+        "train ...",
     )
     train.add_argument(
         "--config", required=True, metavar="FILE|NAME", help="a TOML file, or the name of a packaged one such as vjepa2_tiny"
@@ -36,7 +37,7 @@ def _add_train(commands: Any) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a setting, such as optimization.lr=1e-4"
     )
     train.add_argument("--stop-after", type=int, metavar="STEPS", help="end after this many steps of the run, as on a signal")
-    train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto (default) takes a GPU if there is one")
+    train.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help="auto (default): a GPU if there is one")
     train.add_argument("--dump-config", action="store_true", help="print all settings as JSON and stop")
     train.set_defaults(handler=_train)
 

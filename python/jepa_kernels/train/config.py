@@ -239,7 +239,7 @@ def _suggestion(key: str, prefix: str, known: list[str]) -> str:
 def _converted(hint: Any, value: Any, where: str, name: str) -> Any:
     """A TOML value as its field's type: numbers, strings, booleans, tuples of these, tables."""
     if is_dataclass(hint):
-        return _filled(hint, value, where, f"{name}.")  # type: ignore[type-var, arg-type]
+        return _filled(hint, value, where, f"{name}.")  # type: ignore[arg-type]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):  # only `int | None`
         hint = next(option for option in typing.get_args(hint) if option is not type(None))
     if typing.get_origin(hint) is tuple:

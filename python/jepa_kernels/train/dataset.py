@@ -71,7 +71,7 @@ class FileDataset(Dataset[_Sample]):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, key: _Key) -> _Sample:  # type: ignore[override]
+    def __getitem__(self, key: _Key) -> _Sample:
         generator = generator_of(_SAMPLE, self.config.run.seed, key.step, key.place)
         skipped: dict[str, str] = {}
         index = key.index
@@ -148,10 +148,10 @@ class _Collate:
             inputs = inputs[:, 0]
         generators = [generator_of(_MASK, self.config.run.seed, s.key.step, s.key.place) for s in samples]
         try:
-            masks = self.sampler.draw(samples[0].key.step, generators)
+            masks_enc, masks_pred = self.sampler.draw(samples[0].key.step, generators)
         except ValueError as error:  # an exception of a loader process would arrive with a traceback
             return Batch(inputs, [], [], skipped, str(error))
-        return Batch(inputs, *masks, skipped)
+        return Batch(inputs, masks_enc, masks_pred, skipped)
 
 
 def training_files(folder: str | Path) -> list[Path]:

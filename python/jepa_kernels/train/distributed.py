@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..nn import Block
+
 
 @dataclass(frozen=True)
 class World:
@@ -72,8 +74,7 @@ def sharded(model: nn.Module, world: World) -> nn.Module:
 
     mesh = init_device_mesh(world.device.type, (world.size,))
     for part in (model.encoder, model.target_encoder, model.predictor):
-        blocks: Any = getattr(part, "blocks", None) or part.predictor_blocks
-        for block in blocks:
+        for block in (child for child in part.modules() if isinstance(child, Block)):  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "targets")  # the diagnostics call it
@@ -97,7 +98,7 @@ def gathered(value: Any) -> Any:
     return value
 
 
-def shard_as(whole: Tensor, like: Tensor) -> Tensor:
+def shard_as(whole: Tensor, like: Any) -> Tensor:
     """A whole tensor cut as `like` is, or itself where that is not sharded."""
     if not hasattr(like, "placements"):
         return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ class Trainer:
         self.schedules = Schedules(
             config.optimization, config.optimization.iterations_per_epoch or max(1, len(self.files) // batch)
         )
+        torch.manual_seed(config.run.seed)  # nothing here draws from it; a model of one's own may
         self.model = build_model(config).to(world.device)
         if options.init is not None:
             state.initialise(self.model, options.init)
@@ -93,7 +95,8 @@ class Trainer:
         self.optimizer: AdamWEMA = make_adamw_ema(
             self.model, settings.lr, 1.0, settings.betas, settings.eps, shadow_dtype=self.dtype
         )
-        self._decayed = [group for group in self.optimizer.param_groups if group["weight_decay"]]
+        # Places, not groups: loading a state puts new groups in their places.
+        self._decayed = [place for place, group in enumerate(self.optimizer.param_groups) if group["weight_decay"]]
         self.progress = Progress()
         if options.resume:
             self.progress.step, self.progress.skipped = state.resume(
@@ -114,8 +117,8 @@ class Trainer:
         number = self.progress.step
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedules.lr(number)
-        for group in self._decayed:
-            group["weight_decay"] = self.schedules.weight_decay(number)
+        for place in self._decayed:
+            self.optimizer.param_groups[place]["weight_decay"] = self.schedules.weight_decay(number)
         loss, stats = train_step(
             self.network,
             batch.inputs,
@@ -136,6 +139,8 @@ class Trainer:
         steps = len(progress.losses)
         loss = float(torch.stack(progress.losses).mean())
         loss, target_std = self.world.mean([loss, float(stats["target_std"])])
+        if not math.isfinite(loss):
+            raise TrainError(f"the loss of step {done} is {loss}; lower optimization.lr, or look at the data")
         now = time.perf_counter()
         size = self.config.data.batch_size * self.world.size
         found = {
@@ -230,8 +235,6 @@ def _run(trainer: Trainer, signals: _Signals, log: metrics.Log | None, shown: me
                 log.write(record)
                 shown.step(done)
                 shown.say(metrics.line(record, steps))
-            if not record["loss"] < float("inf"):
-                raise TrainError(f"the loss of step {done} is {record['loss']}; lower optimization.lr, or look at the data")
         if done % run.checkpoint_every == 0 and done < last:
             try:
                 trainer.save()
@@ -264,6 +267,8 @@ def _introduction(trainer: Trainer) -> str:
         f"{len(trainer.files)} files",
         f"{trainer.schedules.steps} steps of {trainer.config.data.batch_size} x {trainer.world.size} samples",
     ]
+    if trainer.world.size > 1:
+        words.append(f"{trainer.world.size} processes ({trainer.config.run.distributed})")
     if trainer.progress.step:
         words.append(f"going on after step {trainer.progress.step}")
     return ", ".join(words)

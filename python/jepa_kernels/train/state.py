@@ -46,7 +46,9 @@ def save(
     except (OSError, RuntimeError) as error:  # torch reports some failures of the file as RuntimeError
         kept = f"; the checkpoint before it, {path}, is whole" if path.exists() else ""
         reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
-        raise SaveError(f"the checkpoint of step {step} could not be written to {path} ({reason}){kept}; free some space") from None
+        raise SaveError(
+            f"the checkpoint of step {step} could not be written to {path} ({reason}){kept}; free some space"
+        ) from None
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

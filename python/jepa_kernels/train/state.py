@@ -17,7 +17,7 @@ from .errors import SaveError, TrainError
 
 PARTS = ("encoder", "predictor", "target_encoder")
 FILE = "checkpoint.pt"
-_SHOWN = 8  # differing keys that a message lists
+_SHOWN = 4  # differing keys of each kind that a message lists
 
 
 def save(
@@ -110,26 +110,29 @@ def load_parts(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> No
         if not isinstance(entry, Mapping):
             raise TrainError(f"{name} has no {part!r}; it has {', '.join(map(str, checkpoint))}")
         states[part] = {_bare(key): value for key, value in entry.items()}
-    differences = []
+    missing, foreign, reshaped = [], [], []
     for part, state in states.items():
-        own = getattr(model, part).state_dict()
-        shapes = {key: tuple(value.shape) for key, value in own.items()}
-        differences += [f"{part}.{key} is missing" for key in shapes if key not in state]
-        differences += [f"{part}.{key} is not of this model" for key in state if key not in shapes]
-        differences += [
-            f"{part}.{key} is {tuple(state[key].shape)}, here {shape}"
+        shapes = {key: tuple(value.shape) for key, value in getattr(model, part).state_dict().items()}
+        missing += [f"{part}.{key}" for key in shapes if key not in state]
+        foreign += [f"{part}.{key}" for key in state if key not in shapes]
+        reshaped += [
+            f"{part}.{key} {tuple(state[key].shape)}, here {shape}"
             for key, shape in shapes.items()
             if key in state and tuple(state[key].shape) != shape
         ]
-    if differences:
-        more = f"; and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise TrainError(
-            f"{name} is of another architecture, {len(differences)} keys differ: {'; '.join(differences[:_SHOWN])}{more}"
-        )
+    if missing or foreign or reshaped:
+        kinds = (("missing", missing), ("not of this model", foreign), ("of another shape", reshaped))
+        lists = "; ".join(_listed(what, keys) for what, keys in kinds if keys)
+        raise TrainError(f"{name} is of another architecture: {lists}. Choose the configuration that it was made with")
     with torch.no_grad():
         for part, state in states.items():
             for key, value in getattr(model, part).state_dict().items():
                 value.copy_(shard_as(state[key].to(value.dtype), value))
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{len(keys)} keys {what}: {', '.join(keys[:_SHOWN])}{more}"
 
 
 def _bare(key: str) -> str:

@@ -47,6 +47,16 @@ def test_parts_of_a_step_by_where_an_operator_was_called_from() -> None:
     }  # fmt: skip
 
 
+def test_kinds_of_work_by_the_operators_names() -> None:
+    more = (("aten::copy_", 30.0), ("aten::gelu", 20.0), ("mkldnn::_linear_pointwise", 10.0))
+    events = [*EVENTS, *(Event(name, own, CALL) for name, own in more)]
+    found = breakdown.kinds(events, 1100e-6, 1, device=False)
+    assert {k: round(v * 1e6) for k, v in found.items()} == {
+        "matrix products": 610, "attention": 0, "patch embedding": 0, "copies, casts and gathers": 30,
+        "pointwise, norms and sums": 125, "optimizer and target update": 195, "python and idle": 140,
+    }  # fmt: skip
+
+
 def test_on_a_device_what_no_kernel_fills_is_idle() -> None:
     found = breakdown.parts(EVENTS, 1000e-6, 1, device=True)
     assert found["backward"] == pytest.approx(300e-6) and found["python and idle"] == pytest.approx(450e-6)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import jepa_kernels as jk
 from jepa_kernels import _native
 from jepa_kernels.data import open_clips, sample_video
-from jepa_kernels.masks import MultiBlockMask3D
+from jepa_kernels.masks import MultiBlockMask3D, apply_masks
 from jepa_kernels.models import build_vjepa2, channels_first, make_adamw_ema, make_optimizer, train_step
 
 STEPS = 30
@@ -215,38 +215,93 @@ def test_schedule_gives_the_momentum_unless_the_step_does(make_model, make_masks
 
 
 def test_kept_weights_are_those_that_autocast_would_cast(make_model, make_masks, clips):
-    """The same forward pass bit for bit, and gradients that reach the float32 parameters."""
+    """The same forward pass but for the roundings of one product, and gradients that reach the float32 parameters."""
     masks, results = make_masks(2), []
     for keep in (False, True):
         model = make_model()
         if keep:
-            make_adamw_ema(model)
+            make_adamw_ema(model, narrow_gradients=False)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss, _ = model(clips, *masks)
         loss.backward()
         results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     (expected, wanted), (loss, gradients) = results
-    assert torch.equal(loss, expected)
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=0)
     assert gradients.keys() == wanted.keys()
     for name, gradient in gradients.items():
         assert gradient.dtype == torch.float32
-        scale = wanted[name].abs().max()
-        assert (gradient - wanted[name]).abs().max() <= 0.02 * scale, name
+        # The gradient of |z - h| is a sign, which a rounding flips where z is close to h: so no bound on single elements.
+        assert (gradient - wanted[name]).norm() <= 0.05 * wanted[name].norm(), name
 
 
 @pytest.mark.parametrize("other", [make_optimizer, make_adamw_ema])
 def test_kept_weights_follow_whoever_writes_the_parameters(make_model, make_masks, clips, other):
     model = make_model()
-    make_adamw_ema(model)  # attaches copies; the optimiser of the steps is another
+    make_adamw_ema(model, narrow_gradients=False)  # attaches copies; the optimiser of the steps is another
     several_steps(model, other(model, lr=1e-2), clips, make_masks, steps=2, autocast_dtype=torch.bfloat16)
     model.encoder.blocks[1].load_state_dict(make_model(seed=7).encoder.blocks[1].state_dict())
-    plain = make_model()
-    plain.load_state_dict(model.state_dict())
+    fresh = make_model()
+    fresh.load_state_dict(model.state_dict())
+    make_adamw_ema(fresh)
     losses = []
-    for each in (model, plain):
+    for each in (model, fresh):
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
             losses.append(each(clips, *make_masks(2))[0])
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("narrow", [True, False])
+def test_narrow_gradients_are_the_same_numbers(make_model, make_masks, clips, narrow):
+    model = make_model()
+    make_adamw_ema(model, narrow_gradients=narrow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model(clips, *make_masks(2))
+    loss.backward()
+    gradient = model.encoder.blocks[0].mlp.fc1.weight.grad
+    assert gradient.dtype == (torch.bfloat16 if narrow else torch.float32)
+    assert torch.equal(gradient, gradient.bfloat16().to(gradient.dtype))
+    assert model.encoder.blocks[0].norm1.weight.grad.dtype == torch.float32
+    model.zero_grad()
+    model(clips, *make_masks(2))[0].backward()  # without autocast nothing is narrowed
+    assert model.encoder.blocks[0].mlp.fc1.weight.grad.dtype == torch.float32
+
+
+def per_mask_loss(model, clips, masks_enc, masks_pred):
+    """The loss as the official code computes it: encoder and predictor once a mask, the target gathered."""
+    x = channels_first(clips)
+    h = model.targets(x)
+    losses = []
+    for context, target in zip(masks_enc, masks_pred, strict=True):
+        z = model.predictor(model.encoder(x, masks=context), context, target, mask_index=0)
+        losses.append((z - apply_masks(h, [target])).abs().mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("rope", [True, False])
+def test_packed_masks_equal_one_pass_a_mask(make_model, make_masks, clips, rope):
+    masks = make_masks(2)
+    assert masks[0][0].shape != masks[0][1].shape
+    results = []
+    for loss_of in (lambda model: model(clips, *masks)[0], lambda model: per_mask_loss(model, clips, *masks)):
+        model = make_model(encoder={"depth": 3, "use_rope": rope})
+        loss = loss_of(model)
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (loss, gradients), (expected, wanted) = results
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert gradients.keys() == wanted.keys() and len(gradients) > 60
+    for name, gradient in gradients.items():
+        scale = wanted[name].abs().max()
+        assert (gradient - wanted[name]).abs().max() <= 1e-5 * scale, name
+
+
+def test_masks_without_tokens_are_refused(model, clips, make_masks):
+    masks_enc, masks_pred = make_masks(2)
+    empty = torch.empty(2, 0, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"masks_enc\[1\] has no tokens"):
+        model(clips, [masks_enc[0], empty], masks_pred)
+    with pytest.raises(ValueError, match=r"masks_pred\[0\] has no tokens"):
+        model(clips, masks_enc, [empty, masks_pred[1]])
 
 
 def test_without_autocast_kept_weights_are_not_read(make_model, make_masks, clips):

@@ -10,6 +10,35 @@ PARTS = ("forward", "backward", "optimizer", "target update", "data", "python an
 CALL = "jepa-kernels call"  # the name of the range around each profiled call
 TARGET_UPDATE = ("jepa_kernels::ema_update", "aten::_foreach_lerp", "aten::_foreach_mul", "aten::_foreach_add")
 
+# The kind of work of an operator, by how its name begins; the first that fits.
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear"),
+    "attention": (
+        "aten::_scaled_dot_product",
+        "aten::_flash_attention",
+        "jepa_kernels::masked_attention",
+        "GeneratedBackwardFor_jepa_kernels_masked_attention",
+    ),
+    "patch embedding": (
+        "aten::convolution",
+        "aten::mkldnn_convolution",
+        "aten::cudnn_convolution",
+        "jepa_kernels::patch_embed",
+        "GeneratedBackwardFor_jepa_kernels_patch_embed",
+    ),
+    "copies, casts and gathers": (
+        "aten::copy_",
+        "aten::cat",
+        "aten::fill_",
+        "aten::index",
+        "aten::gather",
+        "aten::scatter",
+        "aten::_index_put_impl_",
+        "aten::sort",
+    ),
+}
+POINTWISE = "pointwise, norms and sums"
+
 
 class Event(Protocol):
     """What is read of a `torch.autograd.profiler_util.FunctionEvent`. Times are in microseconds."""
@@ -66,6 +95,23 @@ def parts(events: Iterable[Event], wall_s: float, calls: int, *, device: bool) -
     busy = sum(value for part, value in seconds.items() if part != "python and idle")
     seconds["python and idle"] = max(wall_s - busy, 0.0)
     return seconds
+
+
+def kinds(events: Iterable[Event], wall_s: float, calls: int, *, device: bool) -> dict[str, float]:
+    """Seconds per call by kind of work; the optimiser and the target update are one kind, whatever they call. What the wall
+    has beyond the operators is Python and idle; on a CPU operators' own bookkeeping is in the pointwise kind."""
+    update = "optimizer and target update"
+    seconds = dict.fromkeys((*KINDS, POINTWISE, update, "python and idle"), 0.0)
+    for event in events:
+        if event.name != CALL:
+            kind = update if part_of(event) in ("optimizer", "target update") else _kind(event.name)
+            seconds[kind] += _own(event, device) * 1e-6 / calls
+    seconds["python and idle"] = max(wall_s - sum(seconds.values()), 0.0)
+    return seconds
+
+
+def _kind(name: str) -> str:
+    return next((kind for kind, names in KINDS.items() if name.startswith(names)), POINTWISE)
 
 
 def _own(event: Event, device: bool) -> float:

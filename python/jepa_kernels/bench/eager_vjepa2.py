@@ -3,7 +3,9 @@
 Written from the description of that code, with the same state-dict keys as `jepa_kernels.models`. It keeps the
 official habits that cost time: the patch convolution runs over all tokens before the kept ones are gathered, RoPE
 angles are rebuilt elementwise for each call and head, the predictor sorts its tokens sample by sample, the optimiser
-is AdamW with its defaults, and the EMA is a foreach multiplication followed by a foreach addition.
+is AdamW with its defaults, and the EMA is a foreach multiplication followed by a foreach addition. Left out, in its
+favour: activation checkpointing (which the official configurations use), the gradient scaler that runs even for
+bfloat16, and mask tokens made for all places before those of the targets are gathered.
 """
 
 from __future__ import annotations
@@ -70,11 +72,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, ids: Tensor | None) -> Tensor:
         batch, tokens, dim = x.shape
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv[0], qkv[1], qkv[2]  # three indexings: the backward pass fills and adds three whole gradients
         ids = torch.arange(tokens, device=x.device) if ids is None else ids.unsqueeze(1).repeat(1, self.heads, 1)
         plane, columns = self.grid[1] * self.grid[2], self.grid[2]
         positions = torch.stack([ids // plane, ids % plane // columns, ids % columns], -1)
-        q, k = (rotate_queries_or_keys(part, positions).to(v.dtype) for part in (q, k))
+        promote = x.device.type != "cpu"  # CPU autocast leaves the rotation in bfloat16
+        q, k = (rotate_queries_or_keys(part, positions, promote=promote).to(v.dtype) for part in (q, k))
         y = functional.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(batch, tokens, dim))
 

@@ -106,6 +106,10 @@ def as_markdown(found: Mapping[str, Any]) -> str:
         "|---|---:|---:|",
         *(f"| {k} | {summary.seconds(v)} | {v / total:.0%} |" for k, v in found["parts"].items() if v > 0),
         "",
+        "| kind of work | time a call | share |",
+        "|---|---:|---:|",
+        *(f"| {k} | {summary.seconds(v)} | {v / total:.0%} |" for k, v in found["kinds"].items() if v > 0),
+        "",
         "| operator | part | calls | time a call | share |",
         "|---|---|---:|---:|---:|",
         *(

@@ -63,6 +63,7 @@ def record(case: Case, provider: Provider, setting: Setting, calls: int, folder:
         "calls": calls,
         "wall_s": wall_s,
         "parts": seconds,
+        "kinds": breakdown.kinds(events, wall_s, calls, device=on_device),
         "operators": [row.as_dict() for row in rows],
         "advice": breakdown.advise(seconds, rows),
         "trace": trace.name,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..attention_masks import Ragged
 from ..patch_grid import patch_count
 from ..rope import Rope3D
 
@@ -26,12 +28,34 @@ def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:
                 weight.div_(math.sqrt(2.0 * layer))
 
 
-def run_blocks(blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute: bool) -> Tensor:
-    """Apply the blocks in turn, with one rope object for all of them; `recompute` trades time for activations."""
+def run_blocks(
+    blocks: nn.ModuleList, x: Tensor, rope: Rope3D | None, recompute: bool, mask: Ragged | None = None
+) -> Tensor:
+    """Apply the blocks in turn, with one rope object for all of them; `recompute` trades time for activations. With a
+    `Ragged` mask x is (total, D), sequences one after another."""
     recompute = recompute and torch.is_grad_enabled()
     for block in blocks:
-        x = checkpoint(block, x, rope=rope, use_reentrant=False) if recompute else block(x, rope=rope)
+        if recompute:
+            x = checkpoint(block, x, use_reentrant=False, rope=rope, attn_mask=mask)
+        else:
+            x = block(x, rope=rope, attn_mask=mask)
     return x
+
+
+def packed(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors (B, K, ...), which may differ in K, as the rows of one: (total, ...), sequence after sequence."""
+    rows = [part.flatten(0, 1) for part in parts]
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+
+def packed_lengths(shapes: Sequence[tuple[int, int]], device: torch.device) -> Ragged:
+    """The lengths of sequences that `packed` joined, from each part's (B, K). Made on the device: nothing is copied to it."""
+    starts, total = [], 0
+    for batch, tokens in shapes:
+        starts.append(torch.arange(batch, dtype=torch.int32, device=device) * tokens + total)
+        total += batch * tokens
+    end = torch.full((1,), total, dtype=torch.int32, device=device)
+    return Ragged(torch.cat([*starts, end]), max(tokens for _, tokens in shapes))
 
 
 def token_grid(num_frames: int, height: int, width: int, tubelet_size: int, patch_size: int) -> tuple[int, int, int]:

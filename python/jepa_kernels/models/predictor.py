@@ -9,7 +9,7 @@ from ..masks import apply_masks
 from ..nn import Block, Linear, get_3d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..rope import Rope3D
-from ._common import frame_size, init_weights, run_blocks, token_grid
+from ._common import frame_size, init_weights, packed, packed_lengths, run_blocks, token_grid
 
 
 class VisionTransformerPredictor(nn.Module):
@@ -19,8 +19,10 @@ class VisionTransformerPredictor(nn.Module):
     the ids of both; LayerNorm and `predictor_proj` of the target tokens.
 
     Shapes: `x` (M * B, Kx, D) context tokens; `masks_x` and `masks_y` their ids and the targets' (int64 (B, K), or two lists
-    of M of them); returns (M * B, Ky, D). `mask_index`, modulo their number, chooses the mask token: V-JEPA 2 trains index 0
-    for all masks of its first clip length. Ids count tokens on the grid of `img_size`, whatever the size of the clip.
+    of M of them); returns (M * B, Ky, D). Lists of masks that differ in K go with packed rows, as the encoder's `pack=True`
+    gives them: x (total_x, D), all masks in one pass, returns (total_y, D). `mask_index`, modulo their number, chooses the mask
+    token: V-JEPA 2 trains index 0 for all masks of its first clip length. Ids count tokens on the grid of `img_size`, whatever
+    the size of the clip.
 
     Dtypes: follow autocast; the residual stream is then float32, as the mask tokens are.
 
@@ -107,6 +109,8 @@ class VisionTransformerPredictor(nn.Module):
         masks_y: Tensor | list[Tensor],
         mask_index: int = 1,
     ) -> Tensor:
+        if x.ndim == 2:
+            return self._packed(x, list(masks_x), list(masks_y), mask_index)
         context_ids, target_ids = _stack(masks_x), _stack(masks_y)
         sequences, num_context = context_ids.shape
         if x.shape[:2] != (sequences, num_context) or target_ids.shape[0] != sequences:
@@ -130,6 +134,34 @@ class VisionTransformerPredictor(nn.Module):
         x = run_blocks(self.predictor_blocks, x, rope, self.use_activation_checkpointing)
         # LayerNorm acts on each token alone, so only the tokens that leave are normalised.
         return self.predictor_proj(self.predictor_norm(x[:, num_context:]))
+
+    def _packed(self, x: Tensor, masks_x: list[Tensor], masks_y: list[Tensor], mask_index: int) -> Tensor:
+        fits = all(a.shape[0] == b.shape[0] for a, b in zip(masks_x, masks_y, strict=True))
+        if not fits or x.shape[0] != sum(ids.numel() for ids in masks_x):
+            kept, hidden = [tuple(ids.shape) for ids in masks_x], [tuple(ids.shape) for ids in masks_y]
+            raise ValueError(
+                f"masks_x {kept} and masks_y {hidden} must have as many rows each, and masks_x name the {x.shape[0]} rows of x"
+            )
+        mask_token = self.mask_tokens[mask_index % len(self.mask_tokens)]
+        rows = self.predictor_embed(x).split([ids.numel() for ids in masks_x])
+        sequences = [
+            torch.cat([context.view(*kept.shape, -1), mask_token.expand(*hidden.shape, -1)], dim=1)
+            for context, kept, hidden in zip(rows, masks_x, masks_y, strict=True)
+        ]
+        ids = packed([torch.cat(pair, dim=1) for pair in zip(masks_x, masks_y, strict=True)])
+        shapes = [(part.shape[0], part.shape[1]) for part in sequences]
+        x, rope = packed(sequences), None
+        if self.use_rope:
+            rope = Rope3D.from_ids(ids, grid=(self.grid_height, self.grid_width))
+        elif self.predictor_pos_embed is not None:
+            x = x + self.predictor_pos_embed[0, ids]
+        lengths = packed_lengths(shapes, x.device)
+        x = run_blocks(self.predictor_blocks, x, rope, self.use_activation_checkpointing, lengths)
+        parts = x.split([batch * tokens for batch, tokens in shapes])
+        targets = [
+            part.view(*shape, -1)[:, kept.shape[1] :] for part, shape, kept in zip(parts, shapes, masks_x, strict=True)
+        ]
+        return self.predictor_proj(self.predictor_norm(packed(targets)))
 
 
 def _stack(masks: Tensor | list[Tensor]) -> Tensor:

@@ -60,6 +60,7 @@ def make_adamw_ema(
     *,
     momentum: float | Callable[[int], float] = MOMENTUM,
     shadow_dtype: torch.dtype | None = torch.bfloat16,
+    narrow_gradients: bool | None = None,
     **kwargs: Any,
 ) -> AdamWEMA:
     """`jk.AdamWEMA` over the groups of `make_optimizer`: it also moves `model.target_encoder` and writes low-precision weights.
@@ -68,6 +69,12 @@ def make_adamw_ema(
     the one that `train_step` is given takes its place. With `shadow_dtype` every `jk.nn.Linear` of the three networks gets
     copies of its weights in that dtype, which the step writes and forward passes under autocast read, in place of a cast each;
     2 bytes a parameter. `shadow_dtype=None`, and models sharded by FSDP2 (whose `MixedPrecisionPolicy` casts), keep no copies.
+
+    A weight's gradient through its copy is a sum in float32, rounded once to `shadow_dtype`, as under autocast. With
+    `narrow_gradients` it stays in that dtype (the parameter's `grad_dtype` becomes None) and the step reads it so: the same
+    numbers, without 6 bytes a parameter of casting. Choose False to add up several backward passes before a step, in float32.
+    None means True unless `torch.distributed` is in use, whose gradient buckets have the parameters' dtype.
+
     `kwargs` go to `jk.AdamWEMA` (`max_grad_norm`, `capturable`, ...).
 
     Call it when the model is on its device, and before or after wrapping it with DDP; after `fully_shard`.
@@ -98,8 +105,15 @@ def make_adamw_ema(
             shadows |= shadows_of(part, shadow_module(part, shadow_dtype))
             attach_copies(part, shadows)
         attach_copies(inner.target_encoder, shadows_of(inner.target_encoder, target.shadow))
+        if narrow_gradients or (narrow_gradients is None and not _distributed()):
+            for parameter in shadows:
+                parameter.grad_dtype = None
     groups = _official_groups(inner, weight_decay)
     return AdamWEMA(groups, lr, betas, eps, target=target, shadows=shadows, **kwargs)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _official_groups(model: JEPA | nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
 from ..rope import Rope3D
-from ._common import frame_size, init_weights, run_blocks, token_grid
+from ._common import frame_size, init_weights, packed, packed_lengths, run_blocks, token_grid
 from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
 
 
@@ -24,7 +24,8 @@ class VisionTransformer(nn.Module):
     with `use_rope`, otherwise a frozen sine-cosine table that the patch embedding adds.
 
     Shapes: pixels (B, C, H, W), or (B, C, T, H, W) when `num_frames` > 1, of any strides; returns (B, N, D), or (M * B, K, D),
-    mask-major, with `masks` (one int64 (B, K), or a list of M of equal K).
+    mask-major, with `masks` (one int64 (B, K), or a list of M of equal K). With `pack=True` the M masks may differ in K: all run
+    in one pass, and their tokens come packed, (total, D), mask after mask and clip after clip.
 
     Dtypes: uint8 pixels are normalised inside the patch embedding with `pixel_mean` and `pixel_std` (units of 0..255);
     floating-point pixels are taken as normalised. The rest follows autocast.
@@ -97,10 +98,19 @@ class VisionTransformer(nn.Module):
         init_weights(self, self.blocks, init_std)
 
     def forward(
-        self, x: Tensor, masks: Tensor | list[Tensor] | None = None, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        masks: Tensor | list[Tensor] | None = None,
+        tokens: Tensor | Sequence[Tensor] | None = None,
+        pack: bool = False,
     ) -> Tensor:
-        """`tokens`, if given, are what the patch embedding would make of `x` and `masks`, positions added."""
+        """`tokens`, if given, are what the patch embedding would make of `x` and `masks`, positions added; with `pack` one
+        tensor for each mask."""
         depth, rows, columns = grid = self.grid(x)
+        if pack:
+            if not isinstance(masks, list):
+                raise ValueError(f"pack=True needs a list of masks, one int64 (B, K) each; got {type(masks).__name__}")
+            return self._packed(x, masks, tokens)
         rope = None
         if self.use_rope:
             # A kept token keeps the position of its place in the clip, not of its place among the kept tokens.
@@ -112,7 +122,16 @@ class VisionTransformer(nn.Module):
             rope = Rope3D.from_ids(ids, grid=(rows, columns))
         if tokens is None:
             tokens = self.patch_embed(x, keep=masks, pos_embed=self.positions(grid))
+        assert isinstance(tokens, Tensor)
         return self.norm(run_blocks(self.blocks, tokens, rope, self.use_activation_checkpointing))
+
+    def _packed(self, x: Tensor, masks: list[Tensor], tokens: Tensor | Sequence[Tensor] | None) -> Tensor:
+        grid = self.grid(x)
+        if tokens is None:
+            tokens = [self.patch_embed(x, keep=ids, pos_embed=self.positions(grid)) for ids in masks]
+        rope = Rope3D.from_ids(packed(masks), grid=grid[1:]) if self.use_rope else None
+        lengths = packed_lengths([(ids.shape[0], ids.shape[1]) for ids in masks], x.device)
+        return self.norm(run_blocks(self.blocks, packed(list(tokens)), rope, self.use_activation_checkpointing, lengths))
 
     def grid(self, x: Tensor) -> tuple[int, int, int]:
         """Tokens of these pixels along frame, row and column; raises where they do not fit the model."""

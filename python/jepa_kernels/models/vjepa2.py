@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.ema_update import ema_update_
+from ..functional.jepa_loss import jepa_loss
 from ..functional.patch_embed_pair import patch_embed_pair
-from ..masks import apply_masks
 from .predictor import VisionTransformerPredictor
 from .vision_transformer import VisionTransformer, build_encoder
 
@@ -40,7 +40,7 @@ class VJEPA2(nn.Module):
     Raises:
         ValueError: clips without the channels, or masks that do not pair up.
 
-    Cost: nothing here waits for the device. The encoder and the predictor run once a mask, the target encoder once.
+    Cost: nothing here waits for the device. The encoder, the predictor and the target encoder run once each, over all masks.
 
     Deterministic: as its operators are.
 
@@ -67,19 +67,27 @@ class VJEPA2(nn.Module):
             raise ValueError(
                 f"masks_enc and masks_pred must pair up; got {len(masks_enc)} and {len(masks_pred)} masks"
             )
+        for name, masks in (("masks_enc", masks_enc), ("masks_pred", masks_pred)):
+            if empty := [index for index, ids in enumerate(masks) if not ids.numel()]:
+                raise ValueError(f"{name}[{empty[0]}] has no tokens; draw masks that keep and hide at least one each")
         clips = channels_first(clips, self.encoder.in_chans)
         target_tokens, context_tokens = self._embed(clips, masks_enc)
-        targets = self.targets(clips, target_tokens)
-        losses = []
-        for tokens, context_ids, target_ids in zip(context_tokens, masks_enc, masks_pred, strict=True):
-            context = self.encoder(clips, masks=context_ids, tokens=tokens)
-            # Token 0: the index is that of the clip length, and all clips of a batch have one.
-            predicted = self.predictor(context, context_ids, target_ids, mask_index=0)
-            losses.append((predicted.float() - apply_masks(targets, [target_ids])).abs().mean())
+        with torch.no_grad():
+            h = self.target_encoder(clips, tokens=target_tokens)  # ends in the affine LayerNorm of the encoder
+            spread = _normalised(h).flatten(0, 1).std(dim=0).mean()
+        # All masks in one pass: sequences attend within themselves, and all else in a block acts on each token alone.
+        context = self.encoder(clips, masks=masks_enc, tokens=context_tokens, pack=True)
+        # Token 0: the index is that of the clip length, and all clips of a batch have one.
+        predicted = self.predictor(context, masks_enc, masks_pred, mask_index=0)
+        rows = predicted.split([ids.numel() for ids in masks_pred])
+        losses = [
+            jepa_loss(z.view(*ids.shape, -1), h, ids, eps=TARGET_NORM_EPS)
+            for z, ids in zip(rows, masks_pred, strict=True)
+        ]
         per_mask = torch.stack(losses)
         stats = {
             "loss_per_mask": per_mask.detach(),
-            "target_std": targets.flatten(0, 1).std(dim=0).mean(),
+            "target_std": spread,
             "context_tokens": [ids.shape[1] for ids in masks_enc],
             "target_tokens": [ids.shape[1] for ids in masks_pred],
         }
@@ -91,17 +99,15 @@ class VJEPA2(nn.Module):
 
         `tokens`, if given, are the target's patch embedding of the clips."""
         h = self.target_encoder(clips, tokens=tokens)  # ends in the affine LayerNorm of the encoder
-        return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
+        return _normalised(h)
 
-    def _embed(
-        self, clips: Tensor, masks_enc: list[Tensor]
-    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    def _embed(self, clips: Tensor, masks_enc: list[Tensor]) -> tuple[Tensor | None, Sequence[Tensor] | None]:
         """All tokens by the target's patch embedding, the kept ones of each mask by the encoder's; pixels are read once.
 
         Nothing where parameters are sharded: they are whole only inside their encoder, which then embeds for itself."""
         grid, own, target = self.encoder.grid(clips), self.encoder.patch_embed, self.target_encoder.patch_embed
         if any(type(weight) is not nn.Parameter for weight in (own.proj.weight, target.proj.weight)):
-            return None, [None] * len(masks_enc)
+            return None, None
         uint8 = clips.dtype == torch.uint8  # floating-point clips have been normalised
         found = patch_embed_pair(
             clips,
@@ -120,6 +126,10 @@ class VJEPA2(nn.Module):
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
         ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
+
+
+def _normalised(h: Tensor) -> Tensor:
+    return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
 
 
 def channels_first(clips: Tensor, in_chans: int = 3) -> Tensor:

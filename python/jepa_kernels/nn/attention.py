@@ -41,7 +41,7 @@ class Attention(nn.Module):
         return self._attend(x, attn_mask, rope=None)
 
     def _attend(self, x: Tensor, attn_mask: Any, rope: Rope3D | None) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, self.head_dim)
         y = masked_attention(qkv, mask=attn_mask, rope=rope, scale=self.scale)  # [B, H, N, head_dim] or [total, H, head_dim]
         return self.proj((y.transpose(1, 2) if x.ndim == 3 else y).reshape(x.shape))
 

@@ -28,15 +28,15 @@ class MLP(nn.Module):
         super().__init__()
         hidden_features = hidden_features or in_features
         self.fc1 = Linear(in_features, hidden_features)
-        self.act = nn.GELU()
         self.fc2 = Linear(hidden_features, out_features or in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
+        return self.fc2(self.fc1.then_gelu(x))
 
 
 class Block(nn.Module):
     """Transformer block: x <- x + attn(norm1(x)), then x <- x + mlp(norm2(x)); (B, N, D) -> (B, N, D).
+    Sequences of different lengths come packed, (total, D), with a `jk.Ragged` as `attn_mask`.
 
     LayerNorm eps is 1e-6. With `use_rope` the attention is `RoPEAttention` and takes its position arguments, or the shared
     `rope`.

@@ -16,7 +16,7 @@ from ..correctness import Tolerance
 from ..providers import kernel_providers
 from .base import Case, Provider, Setting, Work
 
-OPERATORS = ("patch_embed", "masked_attention", "ema_update")
+OPERATORS = ("patch_embed", "patch_embed_pair", "masked_attention", "jepa_loss", "adamw_ema")
 CHECKED_STEPS = 3
 # The loss is one number, and PyTorch's own error in it can be small by luck: allow about one rounding of the dtype.
 FLOOR = {"bf16": 2.0**-8, "fp32": 2.0**-18}
@@ -138,7 +138,7 @@ def _kernel_setup(inputs: StepInputs) -> Callable[[], Tensor]:
     model = _build(inputs.shape, 0)
     model.load_state_dict(inputs.state)
     model.to(inputs.clips.device)
-    optimizer = models.make_optimizer(model)
+    optimizer = models.make_adamw_ema(model, shadow_dtype=inputs.autocast)
 
     def step() -> Tensor:
         loss, _ = models.train_step(
@@ -228,12 +228,15 @@ def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
 
 
 def cases() -> list[Case]:
-    """The train-step cases."""
+    """The train-step cases: two small ones, and ViT-B as far as two CPU cores reach."""
     tiny = Shape("vit_tiny", 6, 2, 8, 128, predictor_dim=192, predictor_depth=3, predictor_heads=6)
     small = Shape("vit_small", 12, 1, 16, 256, predictor_dim=384, predictor_depth=6, predictor_heads=12)
+    base = Shape("vit_base", 12, 2, 16, 128, predictor_dim=384, predictor_depth=12, predictor_heads=12)
     every = {"quick", "full"}
     return [
         make_case("vjepa2-vittiny-8f-128", tiny, "bf16", every),
         make_case("vjepa2-vittiny-8f-128", tiny, "fp32", every),
         make_case("vjepa2-vits-16f", small, "bf16", {"full"}),
+        make_case("vjepa2-vitb-16f-128", base, "bf16", {"full"}),
+        make_case("vjepa2-vitb-16f-128", base, "fp32", {"full"}),
     ]

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -95,17 +96,30 @@ def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(train, photographs,
     assert losses[0] == losses[1]  # no step is told twice
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_ends(photographs, tmp_path, number):
-    process = subprocess_of(photographs, tmp_path / "run", "optimization.epochs=2000")
+def test_ctrl_c_saves_and_ends(photographs, tmp_path):
+    settings = ("optimization.epochs=2000", "data.num_workers=1")
+    process = subprocess_of(photographs, tmp_path / "run", *settings, start_new_session=True)
     try:
         wait_for_lines(tmp_path / "run", 2)
-        process.send_signal(number)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the loader processes, too
         out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130 and "stopped after step" in out and "Traceback" not in out
     assert load(tmp_path / "run")["step"] == lines(tmp_path / "run")[-1]["step"]
+
+
+def test_sigterm_saves_and_ends(train, photographs, tmp_path):
+    def stop():
+        wait_for_lines(tmp_path / "run", 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper, before = threading.Thread(target=stop), signal.getsignal(signal.SIGTERM)
+    stopper.start()
+    code, out, _ = train(photographs, tmp_path / "run", settings=("optimization.epochs=2000",))
+    stopper.join()
+    assert code == 130 and "stopped after step" in out and signal.getsignal(signal.SIGTERM) == before
+    assert load(tmp_path / "run")["step"] == lines(tmp_path / "run")[-1]["step"] < 8000
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_whole(train, photographs, tmp_path, monkeypatch):

@@ -86,15 +86,17 @@ def replicated(model: nn.Module) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, static_graph=True)
 
 
-def gathered(value: Any) -> Any:
-    """Nested dicts and lists with every sharded tensor made whole, on the CPU; all processes must call this."""
+def gathered(value: Any, keep: bool = True) -> Any:
+    """Nested dicts and lists with every sharded tensor made whole, on the CPU; all processes must call this.
+
+    Where `keep` is False, tensors are None: a process that writes nothing takes part in the exchange and holds no copy."""
     if isinstance(value, dict):
-        return {key: gathered(entry) for key, entry in value.items()}
+        return {key: gathered(entry, keep) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(gathered(entry) for entry in value)
+        return type(value)(gathered(entry, keep) for entry in value)
     if isinstance(value, Tensor):
         whole = value.full_tensor() if hasattr(value, "full_tensor") else value
-        return whole.detach().to("cpu", copy=True)
+        return whole.detach().to("cpu", copy=True) if keep else None
     return value
 
 

@@ -31,8 +31,8 @@ def save(
     Raises:
         SaveError: the disk is full, or the folder cannot be written; the file of before is whole.
     """
-    state: dict[str, Any] = {part: gathered(getattr(model, part).state_dict()) for part in PARTS}
-    state["opt"] = gathered(optimizer.state_dict())
+    state: dict[str, Any] = {part: gathered(getattr(model, part).state_dict(), first) for part in PARTS}
+    state["opt"] = gathered(optimizer.state_dict(), first)
     state |= {
         "step": step,
         "config": as_record(config),

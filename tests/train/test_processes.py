@@ -36,11 +36,14 @@ def test_two_processes_equal_one(config, kind, photographs, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "jepa_kernels.cli"]
     settings = arguments(config, photographs, tmp_path / kind, "data.batch_size=2", f"run.distributed='{kind}'")
     result = subprocess.run(
-        [sys.executable, *torchrun, *settings],
+        [sys.executable, *torchrun, *settings, *(["--stop-after", "3"] if kind == "fsdp2" else [])],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert f"2 processes ({kind})" in result.stdout
+    if kind == "fsdp2":  # one process takes over
+        assert load(tmp_path / kind)["step"] == 3
+        assert cli.main([*arguments(config, photographs, tmp_path / kind), "--resume"]) == 0
     assert cli.main(arguments(config, photographs, tmp_path / "single")) == 0
 
     single, both = load(tmp_path / "single"), load(tmp_path / kind)

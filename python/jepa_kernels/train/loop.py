@@ -100,7 +100,7 @@ class Trainer:
         self.progress = Progress()
         if options.resume:
             self.progress.step, self.progress.skipped = state.resume(
-                options.output / state.FILE, config, self.model, self.optimizer
+                options.output / state.FILE, config, self.model, self.optimizer, world
             )
         self.network: nn.Module = replicated(self.model) if world.size > 1 and not fsdp else self.model
         self.optimizer.register_step_pre_hook(self._clip)
@@ -177,7 +177,7 @@ class Trainer:
         path = self.options.output / state.FILE
         try:
             state.save(
-                path, self.progress.step, self.config, self.model, self.optimizer, self.progress.skipped, self.world.is_first
+                path, self.progress.step, self.config, self.model, self.optimizer, self.progress.skipped, self.world
             )
         except SaveError as error:
             failure = error

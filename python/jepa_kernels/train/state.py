@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..optim import AdamWEMA, save_checkpoint
 from .config import Config, as_record, differing_keys, from_record
-from .distributed import gathered, shard_as
+from .distributed import World, gathered, shard_as
 from .errors import SaveError, TrainError
 
 PARTS = ("encoder", "predictor", "target_encoder")
@@ -21,21 +21,23 @@ _SHOWN = 4  # differing keys of each kind that a message lists
 
 
 def save(
-    path: Path, step: int, config: Config, model: nn.Module, optimizer: AdamWEMA, skipped: Mapping[str, str], first: bool
+    path: Path, step: int, config: Config, model: nn.Module, optimizer: AdamWEMA, skipped: Mapping[str, str], world: World
 ) -> None:
-    """Writes what a run needs to go on after `step` steps; all processes must call it, the `first` writes.
+    """Writes what a run needs to go on after `step` steps; all processes must call it, the first writes.
 
-    Entries: `encoder`, `predictor`, `target_encoder` and `opt` as in the official checkpoints, then `step`, `config`, `rng`
-    (torch's global generator) and `skipped`. Order of data, crops and masks follow from the step and the configuration.
+    Entries: `encoder`, `predictor`, `target_encoder` and `opt` as in the official checkpoints, then `step`, `config`,
+    `global_batch`, `rng` (torch's global generator) and `skipped`. Order of data, crops and masks follow from these.
 
     Raises:
         SaveError: the disk is full, or the folder cannot be written; the file of before is whole.
     """
+    first = world.is_first
     state: dict[str, Any] = {part: gathered(getattr(model, part).state_dict(), first) for part in PARTS}
     state["opt"] = gathered(optimizer.state_dict(), first)
     state |= {
         "step": step,
         "config": as_record(config),
+        "global_batch": config.data.batch_size * world.size,
         "rng": torch.get_rng_state(),
         "skipped": dict(skipped),
     }
@@ -72,7 +74,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def resume(
-    path: Path, config: Config, model: nn.Module, optimizer: AdamWEMA
+    path: Path, config: Config, model: nn.Module, optimizer: AdamWEMA, world: World
 ) -> tuple[int, dict[str, str]]:
     """Loads the state that `save` wrote; returns the number of steps done and the files skipped so far.
 
@@ -83,9 +85,11 @@ def resume(
     if "config" not in state or "step" not in state:
         raise TrainError(f"{path} is no checkpoint of this command; start from its weights with --init")
     mine, theirs = as_record(config), as_record(from_record(state["config"], str(path)))
-    for record in (mine, theirs):  # how often to tell and to save, and on how many loader processes, changes nothing
+    # How often to tell and to save, and on how many processes, changes nothing.
+    for record, batch in ((mine, config.data.batch_size * world.size), (theirs, state["global_batch"])):
         record["run"] = {key: record["run"][key] for key in ("dtype", "seed")}
-        record["data"].pop("num_workers")
+        record["data"] = {**record["data"], "num_workers": 0, "batch_size": 0}
+        record["global batch"] = batch
     if changes := differing_keys(theirs, mine):
         raise TrainError(f"{path} was made with other settings: {'; '.join(changes)}; use those, or --init for a new run")
     load_parts(model, state, str(path))

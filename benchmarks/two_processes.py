@@ -17,7 +17,8 @@ from pathlib import Path
 SETTINGS = (
     "model.encoder_depth=12", "model.pred_depth=4", "data.batch_size=4", "data.num_workers=0",
     "optimization.iterations_per_epoch=1", "optimization.epochs=15", "optimization.warmup_epochs=0.0",
-    "run.log_every=3", "run.diagnostics_every=1000",    "run.checkpoint_every=1000", "masks.keep='budget'", "masks.budget=[[10, 16], [4, 24]]",
+    "run.log_every=3", "run.diagnostics_every=1000", "run.checkpoint_every=1000",
+    "masks.keep='budget'", "masks.budget=[[10, 16], [4, 24]]",
 )  # fmt: skip
 ROUNDS = 2
 

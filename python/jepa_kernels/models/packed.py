@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from ..attention_masks import Ragged
 from ..ragged import RaggedIds
+from ._common import run_blocks
 
 Mask = Tensor | RaggedIds
 
@@ -51,17 +51,6 @@ def unpack(x: Tensor, masks: Sequence[Mask]) -> list[Tensor]:
     ]
 
 
-def run_packed(blocks: nn.ModuleList, x: Tensor, sequences: Tensor, max_seqlen: int, recompute: bool = False) -> Tensor:
-    """Apply the blocks in turn to packed tokens; `sequences` are the cumulative lengths of what attends within itself."""
-    mask = Ragged(sequences, max_seqlen)
-    for block in blocks:
-        if recompute and torch.is_grad_enabled():
-            x = checkpoint(block, x, attn_mask=mask, use_reentrant=False)
-        else:
-            x = block(x, attn_mask=mask)
-    return x
-
-
 def longest(masks: Sequence[Mask], bound: int) -> int:
     """The length of the longest mask, or `bound` where only the device knows it."""
     return max(mask.shape[1] if isinstance(mask, Tensor) else bound for mask in masks)
@@ -69,8 +58,8 @@ def longest(masks: Sequence[Mask], bound: int) -> int:
 
 def encode(encoder: Any, tokens: Tensor, masks: Sequence[Mask]) -> Tensor:
     """The encoder's blocks and last norm over the packed tokens that its patch embedding made for these masks."""
-    sequences, length = pack(masks).cu_seqlens, longest(masks, encoder.num_patches)
-    return encoder.norm(run_packed(encoder.blocks, tokens, sequences, length, encoder.use_activation_checkpointing))
+    sequences = Ragged(pack(masks).cu_seqlens, longest(masks, encoder.num_patches))
+    return encoder.norm(run_blocks(encoder.blocks, tokens, None, encoder.use_activation_checkpointing, sequences))
 
 
 def predict(
@@ -88,13 +77,10 @@ def predict(
     context_places, target_places = _places(context, target)
     both = x.new_empty((x.shape[0] + targets.shape[0], x.shape[1]), dtype=torch.promote_types(x.dtype, targets.dtype))
     both = both.index_copy(0, context_places, x.to(both.dtype)).index_copy(0, target_places, targets.to(both.dtype))
-    both = run_packed(
-        predictor.predictor_blocks,
-        both,
-        context.cu_seqlens + target.cu_seqlens,
-        longest(contexts, table.shape[0]) + longest(masks, table.shape[0]),
-        predictor.use_activation_checkpointing,
+    sequences = Ragged(
+        context.cu_seqlens + target.cu_seqlens, longest(contexts, table.shape[0]) + longest(masks, table.shape[0])
     )
+    both = run_blocks(predictor.predictor_blocks, both, None, predictor.use_activation_checkpointing, sequences)
     # LayerNorm acts on each token alone, so only the tokens that leave are normalised.
     return predictor.predictor_proj(predictor.predictor_norm(both[target_places]))
 

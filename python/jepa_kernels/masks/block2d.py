@@ -78,7 +78,7 @@ class MultiBlockMask2D:
         >>> sampler = MultiBlockMask2D((14, 14), generator=torch.Generator().manual_seed(7))
         >>> masks_enc, masks_pred = sampler(4)
         >>> len(masks_enc), len(masks_pred), masks_pred[0].shape
-        (1, 4, torch.Size([4, 30]))
+        (1, 4, torch.Size([4, 36]))
     """
 
     def __init__(

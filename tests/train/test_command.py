@@ -166,7 +166,7 @@ def test_what_a_resumed_run_refuses(train, photographs, tmp_path):
     code, _, err = train(photographs, output)
     assert code == 2 and "go on with --resume, or choose another --output" in err
     code, _, err = train(photographs, output, "--resume", settings=("optimization.lr=0.5", "run.seed=3"))
-    assert code == 2 and "optimization.lr: 0.001 -> 0.5; run.seed: 0 -> 3" in err
+    assert code == 2 and "optimization.lr: 0.002 -> 0.5; run.seed: 0 -> 3" in err
     code, _, err = train(photographs, output, "--resume", settings=("data.batch_size=2",))
     assert code == 2 and "global batch: 4 -> 2" in err
     (output / "checkpoint.pt").write_bytes((output / "checkpoint.pt").read_bytes()[:1000])

@@ -77,7 +77,7 @@ def test_a_file_is_read_by_its_path(tmp_path):
         (["masks.rectangles.min_keep=60"], "cannot hold more than min_keep = 60"),
         (["masks.keep='budget'", "masks.budget=[[60, 5]]"], "lower the budget"),
         (["masks.keep='budget'", "masks.budget=[[5, 5], [5, 5]]"], "one pair"),
-        (["model.img_size=50"], "height = 50 is not a multiple of patch_size = 6"),
+        (["model.img_size=50"], "height = 50 is not a multiple of patch_size = 4"),
     ],
 )
 def test_masks_that_leave_no_context_are_told_before_the_first_step(settings, message):

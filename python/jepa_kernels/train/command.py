@@ -59,6 +59,12 @@ def _add_probe(commands: Any) -> None:
     )
     probe.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="a checkpoint of `train`")
     probe.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder whose subfolders are the classes")
+    probe.add_argument(
+        "--part",
+        default="target_encoder",
+        choices=("encoder", "target_encoder"),
+        help="default: target_encoder; after a short run it still lags behind the encoder",
+    )
     probe.add_argument("--neighbours", type=int, default=10, metavar="K", help="default: 10")
     probe.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     probe.add_argument("--json", action="store_true", help="print JSON")
@@ -100,5 +106,5 @@ def _export(options: argparse.Namespace) -> int:
 def _probe(options: argparse.Namespace) -> int:
     from . import probe
 
-    print(probe.report(options.checkpoint, options.data, options.neighbours, options.batch, options.json))
+    print(probe.report(options.checkpoint, options.data, options.part, options.neighbours, options.batch, options.json))
     return OK

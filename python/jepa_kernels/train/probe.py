@@ -48,10 +48,12 @@ class Result:
     skipped: int
 
 
-def probe(checkpoint: Path, data: Path, neighbours: int = 10, batch: int = 64) -> Result:
+def probe(
+    checkpoint: Path, data: Path, part: str = "target_encoder", neighbours: int = 10, batch: int = 64
+) -> Result:
     """Classifies the images or videos of a folder, whose subfolders are the classes, by frozen features.
 
-    Features are the target encoder's tokens, averaged over each image. Half of each class, drawn at random, is the memory of the
+    Features are the tokens of `part`, "target_encoder" or "encoder", averaged over each image. Half of each class, drawn at random, is the memory of the
     nearest neighbours (cosine, weighted votes) and trains the linear map (logistic regression); the other half is the test. With
     subfolders `train` and `test`, which hold the classes, these are used. The encoder with random weights is the one that the
     run of the checkpoint started from.
@@ -68,17 +70,17 @@ def probe(checkpoint: Path, data: Path, neighbours: int = 10, batch: int = 64) -
     config = from_record(found["config"], str(checkpoint))
     splits, names, skipped = _splits(data, config)
     model = build_model(config).eval()
-    random = _scores(model.target_encoder, splits, names, neighbours, batch)  # type: ignore[arg-type]
+    random = _scores(getattr(model, part), splits, names, neighbours, batch)
     state.load_parts(model, found, str(checkpoint))
-    trained = _scores(model.target_encoder, splits, names, neighbours, batch)  # type: ignore[arg-type]
+    trained = _scores(getattr(model, part), splits, names, neighbours, batch)
     test = splits[1][1]
     chance = float(torch.bincount(test, minlength=len(names)).max()) / len(test)
     return Result(trained, random, chance, len(names), len(splits[0][1]), len(test), skipped)
 
 
-def report(checkpoint: Path, data: Path, neighbours: int, batch: int, as_json: bool) -> str:
+def report(checkpoint: Path, data: Path, part: str, neighbours: int, batch: int, as_json: bool) -> str:
     """The result of `probe` as text for people, or as JSON."""
-    result = probe(checkpoint, data, neighbours, batch)
+    result = probe(checkpoint, data, part, neighbours, batch)
     if as_json:
         return json.dumps(asdict(result), indent=1)
     lines = [

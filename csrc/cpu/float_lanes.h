@@ -54,6 +54,10 @@ struct PlainLanes {
 struct FloatLanes : PlainLanes<float, 16> {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
   static bool any_above(Vec x, float limit) { return _mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GT_OQ) != 0; }
+  static double sum(Vec x) {
+    const __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
+    return _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(x)), _mm512_cvtps_pd(high)));
+  }
   using PlainLanes::load;
   using PlainLanes::store;
   static Vec load(const bf16* p) {
@@ -79,6 +83,11 @@ struct FloatLanes : PlainLanes<float, 16> {
 struct FloatLanes : PlainLanes<float, 8> {
   static Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
   static bool any_above(Vec x, float limit) { return _mm256_movemask_ps(_mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_GT_OQ)) != 0; }
+  static double sum(Vec x) {
+    const __m256d pairs = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(x)), _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(pairs), _mm256_extractf128_pd(pairs, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
   using PlainLanes::load;
   using PlainLanes::store;
   static Vec load(const bf16* p) {

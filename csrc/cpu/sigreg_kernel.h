@@ -39,7 +39,7 @@ constexpr int64_t kCacheLine = 64;
 // Points whose sums fit the registers at once: two each, beside four of the recurrence.
 #if defined(__AVX512F__)
 constexpr int kPointGroup = 8;
-constexpr int kTogether = 4;  // samples whose recurrences run side by side: one alone waits for its own products
+constexpr int kTogether = 6;  // samples whose recurrences run side by side: one alone waits for its own products
 #else
 constexpr int kPointGroup = 4;
 constexpr int kTogether = 2;
@@ -110,7 +110,7 @@ void add_points(Angles<L>& angles, int samples, double* totals) {
     for (int i = 0; i < kCount; ++i) c[i] = angles.cosine[n + i], s[i] = angles.sine[n + i];
 #pragma GCC unroll 8
     for (int j = 0; j < Points; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kCount; ++i) {
         cosines[j] += c[i];
         sines[j] += s[i];
@@ -207,13 +207,15 @@ void write_sums(const SigregTask& task, int64_t begin, int64_t count, const doub
   using Scalar = typename L::Scalar;
   Scalar* sums = static_cast<Scalar*>(task.sums) + begin;
   const int64_t moving = task.points - 1;  // at t = 0 every cosine is 1 and every sine 0
-  for (int64_t i = 0; i < count; ++i) {
-    sums[i] = static_cast<Scalar>(task.samples);
-    sums[task.points * task.slices + i] = 0;
-    for (int64_t j = 0; j < moving; ++j) {
-      sums[(j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j) * L::kLanes + i]);
-      sums[(task.points + j + 1) * task.slices + i] = static_cast<Scalar>(totals[(2 * j + 1) * L::kLanes + i]);
-    }
+  // Row by row: rows lie a power of two apart, so that writing down the columns would throw each line out before it is full.
+  const auto write_row = [&](int64_t row, const auto& value) {
+    for (int64_t i = 0; i < count; ++i) sums[row * task.slices + i] = static_cast<Scalar>(value(i));
+  };
+  write_row(0, [&](int64_t) { return task.samples; });
+  write_row(task.points, [](int64_t) { return 0; });
+  for (int64_t j = 0; j < moving; ++j) {
+    write_row(j + 1, [&](int64_t i) { return totals[2 * j * L::kLanes + i]; });
+    write_row(task.points + j + 1, [&](int64_t i) { return totals[(2 * j + 1) * L::kLanes + i]; });
   }
 }
 
@@ -260,21 +262,21 @@ void differentiate(const SigregTask& task, int64_t begin, int64_t count, typenam
   const auto step = [&](int64_t n, auto together) {
     constexpr int kCount = decltype(together)::value;
     Vec s[kCount], c[kCount], real[kCount], imaginary[kCount];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
       sine_cosine<L>(rounded_to<L, T>(L::load(z + (n + i) * stride)), static_cast<Scalar>(task.step), &s[i], &c[i]);
       real[i] = imaginary[i] = L::set(0);
     }
     for (int64_t j = moving - 1; j >= 0; --j) {
       const Vec a = L::load(room + 2 * j * L::kLanes), b = L::load(room + (2 * j + 1) * L::kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kCount; ++i) {
         real[i] += a;
         imaginary[i] += b;
         turn<L>(real[i], imaginary[i], c[i], s[i]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) L::store(z + (n + i) * stride, real[i]);
   };
   int64_t n = 0;

@@ -102,7 +102,8 @@ inline void project_back(const typename L::Scalar* g, int64_t rows, int64_t stri
     int64_t r = 0;
     for (; r + kDotRows <= rows; r += kDotRows)
       dot_tile<L, kDotRows>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
-    for (; r < rows; ++r) dot_tile<L, 1>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
+    for (; r + 2 <= rows; r += 2) dot_tile<L, 2>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
+    if (r < rows) dot_tile<L, 1>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
   }
 }
 

@@ -48,7 +48,7 @@ class WorkItems {
   }
 
  private:
-  static constexpr int64_t kElementsOfThread = int64_t{1} << 20;
+  static constexpr int64_t kElementsOfThread = int64_t{1} << 19;
 
   std::vector<Chunk> chunks_;
   std::vector<size_t> first_chunk_;

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..ops.sigreg import quadrature, sigreg_statistic, unit_directions
 from ..ops.sigreg import sigreg as _operator
-from ..ops.sigreg import sums_dtype, unit_directions
-from ..reference.sigreg import quadrature
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -82,10 +80,9 @@ def sigreg(
     if directions is None:
         drawn = unit_directions(x.detach(), num_slices, torch.tensor(seed) if isinstance(seed, int) else seed)
         arguments["directions"] = drawn.to(arguments["x"].dtype)
-    sums = _operator(**arguments)  # [V, 2, T, K]
-    count: Tensor | int = x.shape[-2]
-    if group is not None:
-        sums, count = _joined(sums, x.shape[-2], group)
+    if group is None:
+        return sigreg_statistic(**arguments)[0]
+    sums, count = _joined(_operator(**arguments), x.shape[-2], group)  # [V, 2, T, K]
     return _statistic(sums, count, num_points, t_max)
 
 
@@ -177,24 +174,9 @@ def _joined(sums: Tensor, samples: int, group: dist.ProcessGroup) -> tuple[Tenso
     return both[:-1].view_as(sums), both[-1].detach()
 
 
-def _statistic(sums: Tensor, count: Tensor | int, num_points: int, t_max: float) -> Tensor:
-    phi, weights = _quadrature(num_points, t_max, sums_dtype(sums), sums.device)
+def _statistic(sums: Tensor, count: Tensor, num_points: int, t_max: float) -> Tensor:
+    phi, weights = quadrature(num_points, t_max, sums.dtype, sums.device)
     means = sums / count
     error = (means[:, 0] - phi.unsqueeze(1)).square() + means[:, 1].square()  # [V, T, K]
     # A sum and not a matrix product, which autocast would round.
     return (weights.unsqueeze(1) * error).sum(1).mean() * count
-
-
-def _quadrature(num_points: int, t_max: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    if torch.compiler.is_compiling():
-        return quadrature(num_points, t_max, dtype, device)[1:]
-    return _cached_quadrature(num_points, t_max, dtype, device)
-
-
-@functools.lru_cache(maxsize=64)
-def _cached_quadrature(
-    num_points: int, t_max: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Made on the device once: a dozen launches a call otherwise."""
-    with torch.inference_mode(False):
-        return quadrature(num_points, t_max, dtype, device)[1:]

@@ -61,16 +61,14 @@ class Linear(nn.Linear):
         if found is None:
             return F.linear(x, self.weight, self.bias)
         weight, bias = found
-        with torch.autocast(x.device.type, enabled=False):
-            return _Product.apply(x.to(weight.dtype), self.weight, self.bias, weight, bias)
+        return _Product.apply(x.to(weight.dtype), self.weight, self.bias, weight, bias)
 
     def then_gelu(self, x: Tensor) -> Tensor:
         """The exact GELU of the map, in one pass with it on a CPU where no gradient is wanted."""
         found = None if torch.is_grad_enabled() else self._found(x)
         if found is None or not _onednn(x.device, found[0].dtype):
             return F.gelu(self(x))
-        with torch.autocast(x.device.type, enabled=False):
-            return _linear(x.to(found[0].dtype), *found, "gelu")
+        return _linear(x.to(found[0].dtype), *found, "gelu")
 
     def _found(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias to read in place of the parameters, or to multiply by oneDNN; None for the usual way."""

@@ -24,7 +24,8 @@ class _TensorWatch:
         self._references = [weakref.ref(tensor) for tensor in tensors]
         self._layout = _layout(tensors)
 
-    def unchanged(self, tensors: list[Tensor]) -> bool:
+    def unchanged(self, *lists: list[Tensor]) -> bool:
+        tensors = [tensor for each in lists for tensor in each]
         return (
             len(tensors) == len(self._references)
             and all(map(operator.is_, [reference() for reference in self._references], tensors))
@@ -44,13 +45,15 @@ class _SlotWatch:
 
     def unchanged(self) -> bool:
         return all(
-            len(dictionary) == len(seen) and all(dictionary.get(key) is value for key, value in seen.items())
+            len(dictionary) == len(seen)
+            and all(map(operator.is_, dictionary, seen))
+            and all(map(operator.is_, dictionary.values(), seen.values()))
             for dictionary, seen in self._seen
         )
 
 
 def watch_tensors(tensors: list[Tensor]) -> Any:
-    """An object whose `unchanged(tensors)` says whether these are the very same tensors, where they were.
+    """An object whose `unchanged(*lists)` says whether the lists together hold the very same tensors, where they were.
 
     Compared are identity, address, element type and element count. Only views of one storage can differ in shape and
     still agree in all of these. The references are weak: a watch keeps no tensor alive, and one that died matches
@@ -63,7 +66,8 @@ def watch_tensors(tensors: list[Tensor]) -> Any:
 
 
 def watch_slots(dictionaries: list[dict[str, Any]]) -> Any:
-    """An object whose `unchanged()` says whether these dictionaries still hold the same objects under the same keys."""
+    """An object whose `unchanged()` says whether these dictionaries still hold the same objects under the same keys, in
+    the same order."""
     return _SlotWatch(dictionaries) if _native.why_no_cpu() else _native.cpu().SlotWatch(dictionaries)
 
 
@@ -101,14 +105,13 @@ class PlanCache:
         self._operator_name = operator_name
         self._plans: OrderedDict[tuple[int, ...], tuple[Any, str | None, Callable[..., None]]] = OrderedDict()
 
-    def find(self, *lists: Sequence[Tensor]) -> Callable[..., None] | None:
+    def find(self, *lists: list[Tensor]) -> Callable[..., None] | None:
         """The prepared call for exactly these lists of tensors under the backend that is now forced, or None."""
-        tensors = [tensor for each in lists for tensor in each]
-        if not tensors or not direct():
+        if not lists[0] or not direct():
             return None
-        key = (id(tensors[0]), *map(len, lists))
+        key = (id(lists[0][0]), *map(len, lists))
         watch, forced, run = self._plans.get(key, (None, None, None))
-        if watch is None or forced != backends.forced(self._operator_name) or not watch.unchanged(tensors):
+        if watch is None or forced != backends.forced(self._operator_name) or not watch.unchanged(*lists):
             return None
         self._plans.move_to_end(key)
         return run

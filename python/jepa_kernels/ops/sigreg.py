@@ -2,11 +2,13 @@
 
 `sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
 cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
-float64). Projections are made block by block, forward and again backward, and are not kept.
+float64). Projections are made block by block, forward and again backward, and are not kept. `sigreg_statistic` goes on from the
+sums to the value, and keeps what its gradient needs of them.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from .. import _native, backends
 from ..reference.sigreg import characteristic_gradient, characteristic_sums
+from ..reference.sigreg import quadrature as draw_quadrature
 from ..reference.sigreg import unit_directions as draw_directions
 from ._library import define
 from .registry import Backend, Operator, register
@@ -132,6 +135,57 @@ def _fake_backward(grad: Tensor, x: Tensor, directions: Tensor, num_points: int,
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def quadrature(num_points: int, t_max: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """phi and the weights (T,) at the points."""
+    if torch.compiler.is_compiling():
+        return draw_quadrature(num_points, t_max, dtype, device)[1:]
+    return _cached_quadrature(num_points, t_max, dtype, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _cached_quadrature(
+    num_points: int, t_max: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Made on the device once: a dozen launches a call otherwise."""
+    with torch.inference_mode(False):
+        return draw_quadrature(num_points, t_max, dtype, device)[1:]
+
+
+def _statistic(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
+    """The value, and its gradient with respect to the sums."""
+    sums = _forward(x, directions, num_points, t_max)
+    phi, weights = quadrature(num_points, t_max, sums.dtype, sums.device)
+    count, columns = x.shape[1], sums.shape[0] * sums.shape[3]
+    error = sums.div_(count)
+    error[:, 0] -= phi.unsqueeze(1)
+    weighted = error * (2 / columns * weights).unsqueeze(1)
+    value = torch.dot(weighted.flatten(), error.flatten()) * (count / 2)
+    return value, weighted
+
+
+def _fake_statistic(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> tuple[Tensor, Tensor]:
+    sums = _fake_forward(x, directions, num_points, t_max)
+    return sums.new_empty(()), sums
+
+
+def _statistic_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, directions, ctx.num_points, ctx.t_max = inputs
+    value, gradient = output
+    ctx.mark_non_differentiable(gradient)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(gradient, x, directions)
+    ctx.backend = backends.forced_by_context()
+
+
+def _statistic_autograd(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    gradient = None
+    if grad is not None and ctx.needs_input_grad[0]:
+        of_sums, x, directions = ctx.saved_tensors
+        with backends.reentered(ctx.backend):
+            gradient = _sigreg_backward(of_sums * grad, x, directions, ctx.num_points, ctx.t_max)
+    return gradient, None, None, None
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, directions, ctx.num_points, ctx.t_max = inputs
     ctx.save_for_backward(x, directions)
@@ -166,6 +220,13 @@ sigreg = define(
     _fake_forward,
     backward=_autograd,
     setup_context=_setup_context,
+)
+sigreg_statistic = define(
+    "sigreg_statistic(Tensor x, Tensor directions, SymInt num_points, float t_max) -> (Tensor value, Tensor gradient)",
+    _statistic,
+    _fake_statistic,
+    backward=_statistic_autograd,
+    setup_context=_statistic_context,
 )
 # An operator of its own, so that a compiled graph can hold the generator; without a seed it draws from torch's default
 # one.

@@ -53,10 +53,10 @@ def probe(
 ) -> Result:
     """Classifies the images or videos of a folder, whose subfolders are the classes, by frozen features.
 
-    Features are the tokens of `part`, "target_encoder" or "encoder", averaged over each image. Half of each class, drawn at random, is the memory of the
-    nearest neighbours (cosine, weighted votes) and trains the linear map (logistic regression); the other half is the test. With
-    subfolders `train` and `test`, which hold the classes, these are used. The encoder with random weights is the one that the
-    run of the checkpoint started from.
+    Features are the tokens of `part`, "target_encoder" or "encoder", averaged over each image. Half of each class, drawn at
+    random, is the memory of the nearest neighbours (cosine, weighted votes) and trains the linear map (logistic regression); the
+    other half is the test. With subfolders `train` and `test`, which hold the classes, these are used. The encoder with random
+    weights is the one that the run of the checkpoint started from.
 
     Raises:
         TrainError: no checkpoint of `train`; fewer than two classes, or a class with fewer than two images.

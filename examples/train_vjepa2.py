@@ -11,7 +11,7 @@ import torch
 
 from jepa_kernels.data import DataError, open_clips, sample_video
 from jepa_kernels.masks import MultiBlockMask3D
-from jepa_kernels.models import ENCODER_SIZES, build_vjepa2, make_optimizer, train_step
+from jepa_kernels.models import ENCODER_SIZES, build_vjepa2, make_adamw_ema, train_step
 
 
 def arguments() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def main() -> None:
         pred_depth=args.predictor_depth,
         seed=args.seed,
     ).to(args.device)
-    optimizer = make_optimizer(model, lr=args.lr)
+    optimizer = make_adamw_ema(model, lr=args.lr, shadow_dtype=torch.bfloat16 if args.bf16 else None)
     masks = MultiBlockMask3D.from_clip(args.frames, args.size, generator=torch.Generator().manual_seed(args.seed))
     start = time.perf_counter()
     for step, clips in zip(range(1, args.steps + 1), batches(args), strict=False):

@@ -9,14 +9,13 @@ import torch
 import torch.nn.functional as F
 
 from jepa_kernels.nn import MLP, Linear, attach_copies
-from jepa_kernels.optim import shadow_module, shadows_of
 
 # Relative to the largest value: what two orders of a float32 sum, or one rounding to bfloat16, may differ by.
 FLOOR = {torch.float32: 2.0**-20, torch.bfloat16: 2.0**-9}
 
 
 def with_copies(module):
-    attach_copies(module, shadows_of(module, shadow_module(module)))
+    attach_copies(module)
     return module
 
 
@@ -110,10 +109,21 @@ def test_second_derivatives_raise():
         dx.sum().backward()
 
 
-def test_a_module_without_a_copy_is_named():
-    module = torch.nn.Sequential(Linear(3, 2))
-    with pytest.raises(KeyError):
-        attach_copies(module, {})
+def test_given_copies_are_taken_and_the_others_made():
+    module = torch.nn.Sequential(Linear(3, 2), Linear(2, 2, bias=False))
+    given = torch.zeros(2, 3, dtype=torch.bfloat16)
+    found = attach_copies(module, torch.bfloat16, {module[0].weight: given})
+    assert found.keys() == set(module.parameters()) and found[module[0].weight] is given
+    for parameter, kept in found.items():
+        assert torch.equal(kept, parameter.bfloat16()) and not kept.requires_grad
+
+
+def test_copies_stay_behind_when_a_module_is_copied():
+    module, x = with_copies(Linear(8, 4)), torch.randn(3, 8)
+    twin = copy.deepcopy(module)
+    assert not twin._copies and module._copies
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(twin(x), module(x))
 
 
 def test_copies_are_rewritten_only_when_the_step_did_not():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nn import attach_copies
 from ..optim import AdamWEMA, EMATarget, parameter_groups
-from ..optim.pairing import is_sharded, shadow_module, shadows_of, unwrapped
+from ..optim.pairing import is_sharded, shadows_of, unwrapped
 from .configs import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from .vjepa2 import VJEPA2
 
@@ -101,10 +101,8 @@ def make_adamw_ema(
     shadows: dict[Tensor, Tensor] = {}
     if keeps:
         assert shadow_dtype is not None and target.shadow is not None
-        for part in (inner.encoder, inner.predictor):
-            shadows |= shadows_of(part, shadow_module(part, shadow_dtype))
-            attach_copies(part, shadows)
-        attach_copies(inner.target_encoder, shadows_of(inner.target_encoder, target.shadow))
+        shadows = attach_copies(inner.encoder, shadow_dtype) | attach_copies(inner.predictor, shadow_dtype)
+        attach_copies(inner.target_encoder, shadow_dtype, shadows_of(inner.target_encoder, target.shadow))
         if narrow_gradients or (narrow_gradients is None and not _distributed()):
             for parameter in shadows:
                 parameter.grad_dtype = None

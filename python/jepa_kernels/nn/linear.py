@@ -56,6 +56,10 @@ class Linear(nn.Linear):
 
     _copies: tuple[_Copy, ...] = ()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For `copy.deepcopy` and pickle: copies belong to whoever writes them, so they stay behind."""
+        return {name: value for name, value in self.__dict__.items() if name != "_copies"}
+
     def forward(self, x: Tensor) -> Tensor:
         found = self._found(x)
         if found is None:
@@ -101,22 +105,31 @@ def _tied(parameter: Tensor, copy: Tensor) -> _Copy:
     return _Copy(parameter, copy, parameter._version - copy._version)
 
 
-def attach_copies(module: nn.Module, copies: Mapping[Tensor, Tensor]) -> None:
-    """Gives every `Linear` in a module the low-precision copies of its parameters, as `jk.optim.shadows_of` pairs them.
+def attach_copies(
+    module: nn.Module, dtype: torch.dtype = torch.bfloat16, given: Mapping[Tensor, Tensor] | None = None
+) -> dict[Tensor, Tensor]:
+    """Gives every `Linear` in a module copies of its parameters in `dtype`, and returns {parameter: its copy}.
 
-    Whoever writes the parameters should write the copies with them, as `jk.AdamWEMA(shadows=...)` does; a copy that is
-    found out of date is written before it is read.
+    Whoever writes the parameters should write the copies with them, as `jk.AdamWEMA(shadows=...)` does with what is
+    returned; a copy that is found out of date is written before it is read. `given` holds copies that exist already.
 
-    Raises:
-        KeyError: a parameter of a `Linear` has no copy.
+    Example:
+        >>> copies = attach_copies(Linear(4, 2))
+        >>> [tuple(copy.shape) for copy in copies.values()]
+        [(2, 4), (2,)]
     """
+    found: dict[Tensor, Tensor] = {}
     for child in module.modules():
         if isinstance(child, Linear):
             parameters = [parameter for parameter in (child.weight, child.bias) if parameter is not None]
-            with torch.no_grad():
-                for parameter in parameters:
-                    copies[parameter].copy_(parameter)
-            child._copies = tuple(_tied(parameter, copies[parameter]) for parameter in parameters)
+            for parameter in parameters:
+                copy = None if given is None else given.get(parameter)
+                if copy is None:
+                    copy = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+                with torch.no_grad():
+                    found[parameter] = copy.copy_(parameter)
+            child._copies = tuple(_tied(parameter, found[parameter]) for parameter in parameters)
+    return found
 
 
 def _onednn(device: torch.device, dtype: torch.dtype) -> bool:

@@ -151,7 +151,11 @@ def shadow_module(module: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.
         raise ValueError(
             "shadow_module: FSDP2 modules cannot be copied; use its MixedPrecisionPolicy(param_dtype=...) instead"
         )
-    twin = copy.deepcopy(module)
+    cast: dict[int, Any] = {}  # what the copy takes in place of copies: no second model in the old dtype
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            cast[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+    twin = copy.deepcopy(module, cast)
     for parameter in twin.parameters():
         parameter.grad = None
     return twin.to(dtype)

@@ -12,7 +12,7 @@ from torch import nn
 
 import jepa_kernels as jk
 from jepa_kernels.masks import MultiBlockMask2D, MultiBlockMask3D, RectangleMasks
-from jepa_kernels.models import build_ijepa, build_vjepa, make_optimizer, train_step
+from jepa_kernels.models import build_ijepa, build_vjepa, build_vjepa2, make_optimizer, train_step
 
 WORKER = Path(__file__).with_name("official_family_worker.py")
 SMALL = {"pred_depth": 2, "pred_embed_dim": 96, "encoder": {"depth": 2}, "seed": 0}
@@ -130,9 +130,14 @@ def test_vjepa_is_its_formula(loss_exp):
     assert stats["target_tokens"] == [ids.shape[1] for ids in targets]
 
 
-def test_ragged_masks_give_the_mean_over_the_tokens_of_each_mask():
+def vjepa2():
+    return build_vjepa2("vit_tiny", img_size=64, num_frames=4, pred_num_heads=3, **SMALL)
+
+
+@pytest.mark.parametrize("make", [vjepa, vjepa2])
+def test_ragged_masks_give_the_mean_over_the_tokens_of_each_mask(make):
     x = pixels(3, 4, 64, 64, 3)
-    model, (contexts, targets) = vjepa(), MultiBlockMask3D((2, 4, 4), keep="ragged")(3)
+    model, (contexts, targets) = make(), MultiBlockMask3D((2, 4, 4), keep="ragged")(3)
     found, stats = model(x, contexts, targets)
     expected = []
     for context, target in zip(contexts, targets, strict=True):
@@ -146,6 +151,8 @@ def test_ragged_masks_give_the_mean_over_the_tokens_of_each_mask():
     torch.testing.assert_close(found, sum(expected) / 2, rtol=1e-5, atol=1e-6)
     assert stats["context_tokens"] == [len(mask.ids) / 3 for mask in contexts]
 
+
+def test_ragged_contexts_of_images():
     images, model = pixels(3, 64, 64, 3), ijepa()
     (context,), targets = rectangles(keep="ragged")(3)
     bounds, found = context.cu_seqlens.tolist(), model(images, [context], targets)[0]

@@ -91,5 +91,3 @@ def test_blocks_that_cover_the_clip_are_told():
     config = dataclasses.replace(config, masks=dataclasses.replace(config.masks, blocks=(block,)))
     with pytest.raises(ConfigError, match="left no context"):
         build_sampler(config)
-    with pytest.raises(ConfigError, match="ragged"):
-        build_sampler(load_config("vjepa2_tiny", ["masks.keep='ragged'"]))

@@ -13,8 +13,8 @@ from ..nn import Block, Linear, get_2d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
 from ._common import frame_size, init_weights
-from .joint import JointEmbedding, redraw_linear_weights, stats_of
-from .packed import Mask, predict, unpack
+from .joint import JointEmbedding, redraw_linear_weights
+from .packed import Mask, predict, stats_of, unpack
 from .vision_transformer import VisionTransformer, build_encoder
 
 
@@ -85,8 +85,8 @@ class IJEPAPredictor(nn.Module):
 
     def fill_in(self, x: Tensor, contexts: Sequence[Mask], targets: Sequence[Mask]) -> Tensor:
         """The same for packed context tokens (total, D) and masks of any kind; returns packed tokens (total', D)."""
-        repeated = [mask for mask in targets for _ in contexts]
-        return predict(self, x.repeat(len(targets), 1), list(contexts) * len(targets), repeated, self.mask_token[0])
+        repeated, tokens = [mask for mask in targets for _ in contexts], self.predictor_pos_embed.shape[1]
+        return predict(self, x.repeat(len(targets), 1), list(contexts) * len(targets), repeated, self.mask_token[0], tokens)
 
 
 class IJEPA(JointEmbedding):

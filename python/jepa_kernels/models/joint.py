@@ -61,29 +61,11 @@ class JointEmbedding(nn.Module):
         else:
             every = target(x, pos_embed=target_positions)
             tokens = torch.cat([own(x, keep=mask, pos_embed=positions) for mask in masks_enc])
-        return self.targets(x, every), encode(self.encoder, tokens, masks_enc)
+        return self.targets(x, every), encode(self.encoder, tokens, masks_enc, grid[1:])
 
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
         ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
-
-
-def stats_of(
-    loss_per_mask: Tensor, targets: Tensor, masks_enc: Sequence[Mask], masks_pred: Sequence[Mask]
-) -> dict[str, Any]:
-    """What a forward pass tells beside the loss; see `IJEPA` and `VJEPA`."""
-    return {
-        "loss_per_mask": loss_per_mask.detach(),
-        "target_std": targets.flatten(0, 1).std(dim=0).mean(),
-        "context_tokens": [_mean_length(mask) for mask in masks_enc],
-        "target_tokens": [_mean_length(mask) for mask in masks_pred],
-    }
-
-
-def _mean_length(mask: Mask) -> float:
-    if isinstance(mask, Tensor):
-        return mask.shape[1]
-    return mask.ids.shape[0] / (mask.cu_seqlens.shape[0] - 1)
 
 
 def redraw_linear_weights(module: nn.Module, std: float = 0.02) -> None:

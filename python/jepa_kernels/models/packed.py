@@ -1,4 +1,4 @@
-"""Sequences of all masks of a batch in one row of tokens: how I-JEPA and V-JEPA run, with equal and with ragged masks.
+"""Sequences of all masks of a batch in one row of tokens: I-JEPA, V-JEPA, and V-JEPA 2 where its masks are ragged.
 
 A packed batch is (total, D) and a `RaggedIds` whose sequences are mask-major: mask 0 of every sample, then mask 1. Every
 sequence attends within itself, so one call does what the official code does in one call a mask, and nothing is padded.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..attention_masks import Ragged
 from ..ragged import RaggedIds
+from ..rope import Rope3D
 from ._common import run_blocks
 
 Mask = Tensor | RaggedIds
@@ -56,31 +57,41 @@ def longest(masks: Sequence[Mask], bound: int) -> int:
     return max(mask.shape[1] if isinstance(mask, Tensor) else bound for mask in masks)
 
 
-def encode(encoder: Any, tokens: Tensor, masks: Sequence[Mask]) -> Tensor:
-    """The encoder's blocks and last norm over the packed tokens that its patch embedding made for these masks."""
-    sequences = Ragged(pack(masks).cu_seqlens, longest(masks, encoder.num_patches))
-    return encoder.norm(run_blocks(encoder.blocks, tokens, None, encoder.use_activation_checkpointing, sequences))
+def encode(encoder: Any, tokens: Tensor, masks: Sequence[Mask], grid: tuple[int, int]) -> Tensor:
+    """The encoder's blocks and last norm over the packed tokens that its patch embedding made for these masks.
+
+    `grid` is the rows and columns of a frame of tokens."""
+    packed, rope = pack(masks), None
+    if encoder.use_rope:
+        rope = Rope3D.from_ids(packed.ids, grid=grid)
+    sequences = Ragged(packed.cu_seqlens, longest(masks, encoder.num_patches))
+    return encoder.norm(run_blocks(encoder.blocks, tokens, rope, encoder.use_activation_checkpointing, sequences))
 
 
 def predict(
-    predictor: Any, x: Tensor, contexts: Sequence[Mask], masks: Sequence[Mask], mask_tokens: Tensor
+    predictor: Any, x: Tensor, contexts: Sequence[Mask], masks: Sequence[Mask], mask_tokens: Tensor, num_tokens: int
 ) -> Tensor:
     """What the predictor makes of each target token of `masks`, given the packed context tokens `x` of `contexts`.
 
-    `mask_tokens` is (total targets, width), or broadcasts to it. Sequence s of the blocks is context s, then targets s.
+    `mask_tokens` is (total targets, width), or broadcasts to it; no mask has more than `num_tokens`.
+    Sequence s of the blocks is context s, then targets s.
     """
     context, target = pack(contexts), pack(masks)
-    table = predictor.predictor_pos_embed[0]
-    x = predictor.predictor_embed(x)
-    x = x + table[context.ids]
-    targets = mask_tokens + table[target.ids]
+    x, targets = predictor.predictor_embed(x), mask_tokens.expand(target.ids.shape[0], -1)
+    table = predictor.predictor_pos_embed
+    if table is not None:
+        x, targets = x + table[0, context.ids], targets + table[0, target.ids]
     context_places, target_places = _places(context, target)
     both = x.new_empty((x.shape[0] + targets.shape[0], x.shape[1]), dtype=torch.promote_types(x.dtype, targets.dtype))
     both = both.index_copy(0, context_places, x.to(both.dtype)).index_copy(0, target_places, targets.to(both.dtype))
-    sequences = Ragged(
-        context.cu_seqlens + target.cu_seqlens, longest(contexts, table.shape[0]) + longest(masks, table.shape[0])
-    )
-    both = run_blocks(predictor.predictor_blocks, both, None, predictor.use_activation_checkpointing, sequences)
+    rope = None
+    if table is None:
+        ids = torch.empty_like(torch.cat([context.ids, target.ids]))
+        ids = ids.index_copy(0, context_places, context.ids).index_copy(0, target_places, target.ids)
+        rope = Rope3D.from_ids(ids, grid=(predictor.grid_height, predictor.grid_width))
+    length = longest(contexts, num_tokens) + longest(masks, num_tokens)
+    sequences = Ragged(context.cu_seqlens + target.cu_seqlens, length)
+    both = run_blocks(predictor.predictor_blocks, both, rope, predictor.use_activation_checkpointing, sequences)
     # LayerNorm acts on each token alone, so only the tokens that leave are normalised.
     return predictor.predictor_proj(predictor.predictor_norm(both[target_places]))
 
@@ -96,3 +107,21 @@ def _shifted(packed: RaggedIds, shift: Tensor) -> Tensor:
     place = torch.arange(packed.ids.shape[0], device=packed.ids.device)
     sequence = torch.searchsorted(packed.cu_seqlens, place, right=True) - 1
     return place + shift[sequence]
+
+
+def stats_of(
+    loss_per_mask: Tensor, targets: Tensor, masks_enc: Sequence[Mask], masks_pred: Sequence[Mask]
+) -> dict[str, Any]:
+    """What a forward pass tells beside the loss; see `IJEPA` and `VJEPA`; the counts of ragged masks are means."""
+    return {
+        "loss_per_mask": loss_per_mask.detach(),
+        "target_std": targets.flatten(0, 1).std(dim=0).mean(),
+        "context_tokens": [_mean_length(mask) for mask in masks_enc],
+        "target_tokens": [_mean_length(mask) for mask in masks_pred],
+    }
+
+
+def _mean_length(mask: Mask) -> float:
+    if isinstance(mask, Tensor):
+        return mask.shape[1]
+    return mask.ids.shape[0] / (mask.cu_seqlens.shape[0] - 1)

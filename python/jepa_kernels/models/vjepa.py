@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..functional.jepa_loss import jepa_loss
-from .joint import JointEmbedding, redraw_linear_weights, stats_of
-from .packed import predict, unpack
+from .joint import JointEmbedding, redraw_linear_weights
+from .packed import predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
 from .vision_transformer import VisionTransformer, build_encoder
 from .vjepa2 import channels_first
@@ -74,7 +74,7 @@ class VJEPA(JointEmbedding):
                 for index, mask in enumerate(masks_pred)
             ]
         )
-        predicted = predict(self.predictor, context, masks_enc, masks_pred, tokens)
+        predicted = predict(self.predictor, context, masks_enc, masks_pred, tokens, self.encoder.num_patches)
         losses = [
             jepa_loss(part, targets, mask, power=self.loss_exp, normalize=False)
             for part, mask in zip(unpack(predicted, masks_pred), masks_pred, strict=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from ..masks import MultiBlockMask2D, MultiBlockMask3D
 from ..models import build_ijepa, build_vjepa, build_vjepa2, channels_first, images_channels_first
-from .config import Config, ConfigError, Model
+from .config import Config, ConfigError
 
 
 def build_model(config: Config) -> nn.Module:
@@ -48,7 +48,7 @@ def build_sampler(config: Config) -> MultiBlockMask2D | MultiBlockMask3D:
     """The mask sampler; a first draw tells at once what would fail in the middle of a run.
 
     Raises:
-        ConfigError: masks that leave no context or cannot hold the budget, ragged masks for V-JEPA 2.
+        ConfigError: masks that leave no context or cannot hold the budget.
     """
     masks, model = config.masks, config.model
     budget: Any = masks.budget or None
@@ -62,7 +62,6 @@ def build_sampler(config: Config) -> MultiBlockMask2D | MultiBlockMask3D:
                 model.img_size, model.patch_size, masks.rectangles, keep=masks.keep, budget=pair
             )
         else:
-            _check_ragged(model, masks.keep)
             sampler = MultiBlockMask3D.from_clip(
                 model.num_frames, model.img_size, model.patch_size, model.tubelet_size, masks.blocks,
                 keep=masks.keep, budget=budget,
@@ -73,11 +72,6 @@ def build_sampler(config: Config) -> MultiBlockMask2D | MultiBlockMask3D:
     except ValueError as error:
         raise ConfigError(f"masks: {error}") from None
     return sampler
-
-
-def _check_ragged(model: Model, keep: str) -> None:
-    if keep == "ragged" and model.family == "vjepa2":
-        raise ConfigError('masks.keep = "ragged" is for ijepa and vjepa; V-JEPA 2 takes "batch" or "budget"')
 
 
 def pixels_first(inputs: torch.Tensor) -> torch.Tensor:

@@ -32,10 +32,10 @@ class VJEPA2(nn.Module):
 
     The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
 
-    Shapes: `model(clips, masks_enc, masks_pred)` takes clips (B, C, T, H, W) or (B, T, H, W, C), and lists of int64 (B, K) or `jk.RaggedIds`,
-    which may differ in K. It returns the scalar loss and a dict: `loss_per_mask` (M,); `target_std`, the mean over channels
-    of the targets' standard deviation over tokens, which goes to 0 when the representation collapses; `context_tokens` and
-    `target_tokens`, the counts of each mask.
+    Shapes: `model(clips, masks_enc, masks_pred)` takes clips (B, C, T, H, W) or (B, T, H, W, C), and lists of int64 (B, K),
+    which may differ in K, or of `jk.RaggedIds`. It returns the scalar loss and a dict: `loss_per_mask` (M,); `target_std`, the
+    mean over channels of the targets' standard deviation over tokens, which goes to 0 when the representation collapses;
+    `context_tokens` and `target_tokens`, the (mean) counts of each mask.
 
     Dtypes: clips are uint8, or floating-point and normalised. The loss is taken in float32 under any autocast.
 

@@ -1,4 +1,4 @@
-"""The command `jepa-kernels`: what this machine offers, the benchmark, and the check on a GPU."""
+"""The command `jepa-kernels`: what this machine offers, training, the benchmark, and the check on a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench import commands as bench_commands
+from .train import command as train_command
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(handler=_gpu_check)
     _add_doctor(commands)
     _add_patch_report(commands)
+    train_command.add(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -143,12 +145,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leave.code or 0)
     options.argv = arguments
     from .bench.errors import BenchInputError
+    from .data.errors import DataError
+    from .train.errors import TrainError
 
     try:
         return int(options.handler(options))
-    except BenchInputError as error:
+    except (BenchInputError, DataError, TrainError) as error:
         print(f"jepa-kernels: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", USAGE)
     except KeyboardInterrupt:
         print("jepa-kernels: interrupted", file=sys.stderr)
         return INTERRUPTED

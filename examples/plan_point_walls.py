@@ -66,8 +66,10 @@ def train(world: WorldModel, frames: Tensor, actions: Tensor, steps: int, batch:
         chosen = torch.randint(len(frames), (batch,))
         acted = actions[chosen] * world.action_scale
         tokens = world.encode(frames[chosen].flatten(0, 1))  # [B * T, P, D]
-        losses = ac_losses(world.predictor, tokens.view(batch, FRAMES * patches, width), acted, states, auto_steps=3)
-        spread = jk.vicreg_loss(tokens.flatten(1), weights=(0.0, 1.0, 0.02), margin=0.5)
+        losses = ac_losses(
+            world.predictor, tokens.view(batch, FRAMES * patches, width), acted, states, auto_steps=3, train_targets=True
+        )
+        spread = jk.vicreg_loss(tokens.flatten(1), weights=(0.0, 1.0, 0.0), margin=0.5)
         clips = tokens.view(batch, FRAMES, -1)
         told = nn.functional.mse_loss(tell_action(clips[:, 1:] - clips[:, :-1]), acted)
         (losses.loss + spread.loss + told).backward()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from integrations.official import vjepa2 as official
 from jepa_kernels.models import VisionTransformerPredictorAC
 from jepa_kernels.planning import WorldConfig, WorldModel, build_world_model
-from tests.integrations.official import vjepa2 as official
 
 SIZES = {"img_size": 32, "patch_size": 16, "embed_dim": 24, "predictor_embed_dim": 48, "depth": 2, "num_heads": 2}
 
@@ -17,7 +17,9 @@ def extrinsics(request: pytest.FixtureRequest) -> bool:
     return request.param
 
 
-def pair_of_predictors(use_extrinsics: bool = False) -> tuple[VisionTransformerPredictorAC, official.VisionTransformerPredictorAC]:
+def pair_of_predictors(
+    use_extrinsics: bool = False,
+) -> tuple[VisionTransformerPredictorAC, official.VisionTransformerPredictorAC]:
     """Ours, then the published form, loaded strictly from its state dict; weights large enough to matter."""
     published = official.VisionTransformerPredictorAC(**SIZES, num_frames=16, use_extrinsics=use_extrinsics)
     for parameter in published.parameters():

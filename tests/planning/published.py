@@ -1,4 +1,4 @@
-"""The published planner's form: every step recomputes all frames under a dense mask, and poses are composed one by one on the host.
+"""The published planner's form: every step recomputes all frames under a dense mask, the host composes poses one by one.
 
 The predictor is the re-creation in `tests/integrations/official`; arguments are spelled as `jepa_kernels.planning` spells them.
 """
@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 from torch.nn import functional
 
+from integrations.official.vjepa2 import VisionTransformerPredictorAC
 from jepa_kernels.planning import CEMConfig
-from tests.integrations.official.vjepa2 import VisionTransformerPredictorAC
 
 
 def compute_new_pose(pose: Tensor, action: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def cem(
             xyz, gripper = sample[:, :3].clip(-maxnorm, maxnorm), sample[:, 3:].clip(-0.75, 0.75)
             drawn.append(torch.cat([xyz, torch.zeros(samples, 3), gripper], -1))
         actions = torch.stack(drawn, 1)
-        last = roll_out(predictor, frame, pose, actions)[:, -1]
+        last = roll_out(predictor, frame, pose, actions.to(frame.dtype))[:, -1]
         costs = (last.flatten(1) - goal.repeat(samples, 1, 1).flatten(1)).abs().mean(-1)
         elites = costs.topk(config.topk, largest=False).indices
         chosen = torch.cat([actions[elites][..., :3], actions[elites][..., 6:]], -1)

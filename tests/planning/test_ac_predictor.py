@@ -118,6 +118,22 @@ def test_losses_are_those_of_the_published_loop() -> None:
     )
 
 
+def test_targets_learn_where_asked() -> None:
+    ours, _ = pair_of_predictors()
+    x, actions, states = inputs()
+    x.requires_grad_()
+    values, gradients = [], []
+    for train_targets in (False, True):
+        losses = ac_losses(ours, x, actions[:, :-1], states, train_targets=train_targets)
+        values.append(losses.loss.detach())
+        gradients.append(torch.autograd.grad(losses.loss, x)[0])
+    torch.testing.assert_close(values[0], values[1])
+    # Only a target is the last frame: mean |z - h| over 4 frames gives each number a gradient of +-1 / count.
+    last = gradients[1][:, -PATCHES:]
+    assert gradients[0][:, -PATCHES:].abs().max() == 0
+    torch.testing.assert_close(last.abs(), torch.full_like(last, 1 / (2 * 4 * PATCHES * 24)))
+
+
 def test_no_frame_depends_on_a_later_one() -> None:
     ours, _ = pair_of_predictors()
     x, actions, states = inputs()

@@ -46,7 +46,7 @@ class PointWalls:
         (1, False, False)
     """
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -132,7 +133,8 @@ class VisionTransformerPredictorAC(nn.Module):
         cache.reserve(frames)
         own = self.rope(range(first, queries.stop), queries, x.device)
         shared = self.rope(range(first), queries, x.device) if first else None
-        for layer, block in enumerate(self.predictor_blocks):
+        for layer, module in enumerate(self.predictor_blocks):
+            block = cast(Block, module)
             x = x + attend_cached(block.attn, block.norm1(x), cache, layer, frames, own, shared)
             x = x + block.mlp(block.norm2(x))
         cache.commit(frames)

@@ -22,8 +22,9 @@ class ACLosses(NamedTuple):
 
 
 def normalize_tokens(x: Tensor) -> Tensor:
-    """LayerNorm over channels without parameters, eps 1e-5, in float32: how V-JEPA 2-AC compares representations."""
-    return F.layer_norm(x.float(), (x.shape[-1],), eps=TARGET_NORM_EPS)
+    """LayerNorm over channels without parameters, eps 1e-5, in float32 at least: how V-JEPA 2-AC compares representations."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.layer_norm(x.to(wide), (x.shape[-1],), eps=TARGET_NORM_EPS)
 
 
 def ac_losses(
@@ -36,6 +37,7 @@ def ac_losses(
     auto_steps: int = 2,
     loss_exp: float = 1.0,
     normalize_reps: bool = True,
+    train_targets: bool = False,
 ) -> ACLosses:
     """How far the predictor is from the frames that came, told the true past, and left to its own predictions.
 
@@ -46,7 +48,8 @@ def ac_losses(
         loss = mean |z_tf - h|^p / p + mean |z_ar - h|^p / p,   p = loss_exp, means over all predicted tokens and channels.
 
     Gradients flow through the whole rollout, into the predictor and, where `tokens` require them, into what the predictor is
-    given; never into the targets.
+    given; into the targets only with `train_targets`, for an encoder that learns along (and needs something else to keep it
+    from collapse). V-JEPA 2-AC's encoder is frozen.
 
     Shapes: tokens (B, T * P, D), as `normalize_tokens` leaves them; actions (B, T - 1, A) or longer, states (B, T - 1, A) or
     longer, extrinsics likewise (B, ., A - 1).
@@ -83,7 +86,12 @@ def ac_losses(
     rolled = torch.cat([tokens[:, :patches], forced[:, :patches]], dim=1)
     for count in range(2, auto_steps + 1):
         rolled = torch.cat([rolled, predict(rolled, count)[:, -patches:]], dim=1)
-    targets = tokens.detach()[:, patches:]
-    forcing = jepa_loss(forced, targets, power=loss_exp, normalize=False)
-    rollout = jepa_loss(rolled[:, patches:], targets[:, : auto_steps * patches], power=loss_exp, normalize=False)
-    return ACLosses(forcing + rollout, forcing.detach(), rollout.detach())
+    targets = tokens[:, patches:]
+    terms = (forced, targets), (rolled[:, patches:], targets[:, : auto_steps * patches])
+    forcing, rollout = (jepa_loss(z, h.detach(), power=loss_exp, normalize=False) for z, h in terms)
+    loss = forcing + rollout
+    if train_targets:
+        # The penalty is symmetric: with the roles exchanged it has the same value, and the gradient that the targets lack.
+        mirrored = torch.stack([jepa_loss(h, z.detach(), power=loss_exp, normalize=False) for z, h in terms]).sum()
+        loss = loss + mirrored - mirrored.detach()
+    return ACLosses(loss, forcing.detach(), rollout.detach())

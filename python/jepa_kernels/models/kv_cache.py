@@ -30,9 +30,11 @@ class KVCache:
     ) -> None:
         if shared is not None and (shared.batch != 1 or shared.shared is not None):
             raise ValueError(f"a shared cache must hold one sequence of its own; it has batch size {shared.batch}")
-        self.tokens_per_frame, self.batch, self.capacity = tokens_per_frame, batch, capacity
-        self.shared = shared if shared is not None and shared.frames else None
-        self.frames = 0
+        self.tokens_per_frame: int = tokens_per_frame
+        self.batch: int = batch
+        self.capacity: int = capacity
+        self.shared: KVCache | None = shared if shared is not None and shared.frames else None
+        self.frames: int = 0
         self._buffers: list[Tensor | None] = [None] * layers
 
     @property

@@ -36,7 +36,7 @@ class ActionSpace:
     def __post_init__(self) -> None:
         counts = {len(self.low), len(self.high), len(self.std), len(self.planned), len(self.dead_zone or self.low)}
         if len(counts) != 1 or counts == {0}:
-            raise ValueError(f"low, high, std, planned and dead_zone must be equally long, 1 and more; got lengths {sorted(counts)}")
+            raise ValueError(f"low, high, std, planned and dead_zone must be equally long and not empty; got {sorted(counts)}")
         for low, high, std in zip(self.low, self.high, self.std, strict=True):
             if not -float("inf") < low < high < float("inf") or not 0.0 < std < float("inf"):
                 raise ValueError(f"bounds must be finite, low < high, std > 0; got low {low}, high {high}, std {std}")

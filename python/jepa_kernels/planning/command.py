@@ -23,7 +23,7 @@ ENVIRONMENTS = {"point-walls": PointWalls}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.add_argument("checkpoint", type=Path, help="a world model of save_world_model; examples/plan_point_walls.py trains one")
+    parser.add_argument("checkpoint", type=Path, help="a world model; examples/plan_point_walls.py trains and writes one")
     parser.add_argument("--env", choices=tuple(ENVIRONMENTS), help="act in this environment until its goal or its step limit")
     parser.add_argument("--image", type=Path, metavar="PATH", help="what is seen now, instead of --env: one decision")
     parser.add_argument("--goal", type=Path, metavar="PATH", help="goal image, of the size that the model was trained on")

@@ -27,7 +27,7 @@ class LatentRollout:
 
     Shapes: `tokens` (1, T * P, D), the observed frames as `normalize_tokens` leaves them; `states` (1, T, A); `past_actions`
     (1, T - 1, A), None for T = 1; `extrinsics` (1, T, A - 1), whose last row serves all future frames. A call takes actions
-    (S, H, A) and returns the tokens after each action, (S, H, P, D) float32.
+    (S, H, A) and returns the tokens after each action, (S, H, P, D), float32 at least where normalised.
 
     Args:
         batch_size: candidates rolled out at a time, to bound memory: a cache of `batch_size` times H frames lives through a
@@ -100,7 +100,7 @@ class LatentRollout:
         for step in range(horizon):
             action = actions[:, step : step + 1]
             tokens = self.predictor.extend(cache, tokens, action, state, self._extrinsics)
-            tokens = normalize_tokens(tokens) if self.normalize_reps else tokens.float()
+            tokens = normalize_tokens(tokens) if self.normalize_reps else tokens
             frames.append(tokens)
             if step + 1 < horizon:
                 state = self.next_state(state[:, 0].expand(candidates, -1), action[:, 0])[:, None]

@@ -25,10 +25,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from integrations.official.vjepa2 import VisionTransformerPredictorAC as PublishedPredictor
-from planning import published
-
 from jepa_kernels.models import VisionTransformerPredictorAC, normalize_tokens
 from jepa_kernels.planning import ActionSpace, CEMConfig, LatentRollout, cem, compose_pose
+from planning import published
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,8 @@ def main() -> None:
             spread = f"{result['speed_up']:.2f}x [{result['lowest']:.2f}, {result['highest']:.2f}]"
             exact = f"differ by {result['largest_difference']:.1e} at most"
             exact += "" if "same_elites" not in result else f", same elites: {result['same_elites']}"
-            print(f"{result['name']:24} {result['slow_ms']:9.1f} ms -> {result['fast_ms']:9.1f} ms  {spread}  {exact}", flush=True)
+            times = f"{result['slow_ms']:9.1f} ms -> {result['fast_ms']:9.1f} ms"
+            print(f"{result['name']:24} {times}  {spread}  {exact}", flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1))
 

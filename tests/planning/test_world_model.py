@@ -37,7 +37,8 @@ def test_tokens_are_normalised(world: WorldModel) -> None:
 def test_the_cost_is_the_distance_to_the_goal_in_representation_space(world: WorldModel, cost: str) -> None:
     world.cost = cost
     seen, goal = noise(32, 32, 3), noise(32, 32, 3)
-    plan = world.plan(seen, goal, CEMConfig(samples=8, iterations=1, horizon=3, topk=2), generator=torch.Generator().manual_seed(0))
+    once = CEMConfig(samples=8, iterations=1, horizon=3, topk=2)
+    plan = world.plan(seen, goal, once, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(0)
     drawn = torch.stack([torch.randn(8, 2, generator=generator) * 0.12 for _ in range(3)], 1).clamp(-0.12, 0.12)
     frames = world.rollout(seen)(drawn * world.action_scale)
@@ -122,6 +123,7 @@ def test_parts_that_do_not_fit_are_named(world: WorldModel, tmp_path: Path) -> N
         build_world_model({"world": {}})
     (tmp_path / "text.pt").write_text("no checkpoint")
     torch.save({"format": "other"}, tmp_path / "other.pt")
-    for name, words in (("text.pt", "no checkpoint that torch can read"), ("other.pt", "no world model"), ("none.pt", "not a file")):
+    mistakes = {"text.pt": "no checkpoint that torch can read", "other.pt": "no world model", "none.pt": "not a file"}
+    for name, words in mistakes.items():
         with pytest.raises(ValueError, match=words):
             load_world_model(tmp_path / name)

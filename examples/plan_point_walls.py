@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def train(world: WorldModel, frames: Tensor, actions: Tensor, steps: int, batch:
             print(f"step {step:5d}  {time.perf_counter() - began:5.0f} s  {shown}, action {told:.3f}", flush=True)
 
 
-def planned(world: WorldModel, seed: int) -> Callable[..., Any]:
+def planned(world: WorldModel, config: CEMConfig, seed: int) -> Callable[..., Any]:
     """A policy that plans anew at every step, from where the last plan left off."""
     generator = torch.Generator().manual_seed(seed)
     rest: Tensor | None = None
@@ -88,7 +89,7 @@ def planned(world: WorldModel, seed: int) -> Callable[..., Any]:
     def act(observation: np.ndarray, info: dict[str, Any], goal_image: np.ndarray) -> np.ndarray:
         nonlocal rest
         seen, goal = torch.from_numpy(observation), torch.from_numpy(goal_image)
-        plan = world.plan(seen, goal, PLANNER, generator=generator, mean=rest)
+        plan = world.plan(seen, goal, config, generator=generator, mean=rest)
         rest = torch.cat([plan.actions[1:], torch.zeros(1, world.space.size)])
         return plan.actions[0].numpy()
 
@@ -127,11 +128,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500, help="training steps (default 1500)")
     parser.add_argument("--clips", type=int, default=2000, help="random episodes to train on (default 2000)")
     parser.add_argument("--episodes", type=int, default=50, help="episodes to evaluate (default 50)")
+    parser.add_argument("--samples", type=int, default=64, help="candidates an iteration of the planner (default 64)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, help="where to write the world model, for `jepa-kernels plan`")
     parser.add_argument("--json", type=Path, help="where to write the results")
     options = parser.parse_args()
 
+    planner = replace(PLANNER, samples=options.samples)
     torch.manual_seed(options.seed)
     config = WorldConfig.tiny()
     world = build_world_model(config)
@@ -144,7 +147,7 @@ def main() -> None:
         save_world_model(options.checkpoint, world, config)
     world.eval()
     results = {
-        "planned": evaluate(options.episodes, lambda env, seed: planned(world, seed)),
+        "planned": evaluate(options.episodes, lambda env, seed: planned(world, planner, seed)),
         "random": evaluate(options.episodes, at_random),
         "straight": evaluate(options.episodes, lambda env, seed: straight(env)),
     }

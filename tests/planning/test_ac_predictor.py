@@ -85,6 +85,19 @@ def test_rollout_with_a_shared_past_equals_recomputation(observed: int, batch_si
     torch.testing.assert_close(rollout(future), found, rtol=0, atol=0)  # a second call starts afresh
 
 
+def test_rollouts_under_autocast_stay_near() -> None:
+    """In bfloat16, past and own keys merged: no further from float32 than twice what recomputation is."""
+    ours, _ = pair_of_predictors()
+    tokens, actions, states = inputs(1, 3)
+    future = torch.randn(4, 1, 7)
+    exact = LatentRollout(ours, tokens, states, actions[:, :2])(future)[:, 0]
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        low = LatentRollout(ours, tokens, states, actions[:, :2])(future)[:, 0]
+        known = torch.cat([actions[:, :2].expand(4, -1, -1), future], 1)
+        again = normalize_tokens(ours(tokens.expand(4, -1, -1), known, states.expand(4, -1, -1))[:, -PATCHES:])
+    assert 0 < (low - exact).abs().max() <= 2 * (again - exact).abs().max()
+
+
 def test_a_shared_past_is_stored_once() -> None:
     ours, _ = pair_of_predictors()
     tokens, actions, states = inputs(1, 3)

@@ -115,7 +115,7 @@ def test_actions_of_another_size_are_named(world: WorldModel) -> None:
 def test_parts_that_do_not_fit_are_named(world: WorldModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="actions 7 numbers"):
         WorldModel(world.encoder, world.predictor, ActionSpace.end_effector())
-    with pytest.raises(ValueError, match="poses and their actions have 7"):
+    with pytest.raises(ValueError, match="poses and their actions have 7 numbers"):
         WorldModel(world.encoder, world.predictor, world.space, poses=True)
     with pytest.raises(ValueError, match="'last' or 'mean'"):
         WorldModel(world.encoder, world.predictor, world.space, cost="first")

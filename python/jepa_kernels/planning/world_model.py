@@ -62,8 +62,11 @@ class WorldModel(nn.Module):
                 f"the encoder has width {encoder.embed_dim} and actions {space.size} numbers, the predictor was built for "
                 f"{predictor.embed_dim} and {predictor.action_embed_dim}"
             )
-        if poses and space.size != POSE_SIZE:
-            raise ValueError(f"poses and their actions have {POSE_SIZE} numbers; the action space has {space.size}")
+        if poses and (space.size != POSE_SIZE or action_scale != 1.0):
+            raise ValueError(
+                f"poses and their actions have {POSE_SIZE} numbers, and the scale 1; the action space has {space.size}, the scale "
+                f"is {action_scale}"
+            )
         if cost not in ("last", "mean"):
             raise ValueError(f"cost is {cost!r}; choose 'last' or 'mean'")
         self.encoder, self.predictor, self.space = encoder, predictor, space

@@ -32,7 +32,7 @@ def test_the_example_trains_evaluates_and_writes(
     """The page's first command at a tiny size, then its second with what the first wrote."""
     example, *options = shlex.split(COMMANDS[0])[1:]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [example, *options, "--steps", "3", "--clips", "16", "--episodes", "1", "--samples", "8"])
+    monkeypatch.setattr(sys, "argv", [example, *options, "--steps", "3", "--clips", "16", "--episodes", "1", "--samples", "16"])
     runpy.run_path(str(ROOT / example), run_name="__main__")
     found = json.loads((tmp_path / "runs" / "point_walls.json").read_text())
     assert found["steps"] == 3 and {"planned", "random", "straight"} <= found.keys()

@@ -64,8 +64,8 @@ class WorldModel(nn.Module):
             )
         if poses and (space.size != POSE_SIZE or action_scale != 1.0):
             raise ValueError(
-                f"poses and their actions have {POSE_SIZE} numbers, and the scale 1; the action space has {space.size}, the scale "
-                f"is {action_scale}"
+                f"poses and their actions have {POSE_SIZE} numbers, and the scale 1; the action space has {space.size} numbers, "
+                f"the scale is {action_scale}"
             )
         if cost not in ("last", "mean"):
             raise ValueError(f"cost is {cost!r}; choose 'last' or 'mean'")
@@ -152,9 +152,9 @@ class WorldConfig(dict[str, Any]):
     """What `build_world_model` needs, in plain values: keyword arguments of `encoder`, `predictor`, `space` and `world`."""
 
     @classmethod
-    def tiny(cls) -> WorldConfig:
+    def tiny(cls, patch_size: int = 16) -> WorldConfig:
         """A world of 32 x 32 pixels and two planned numbers within 0.12, for a CPU."""
-        size = {"img_size": 32, "patch_size": 16, "embed_dim": 64, "num_heads": 2}
+        size = {"img_size": 32, "patch_size": patch_size, "embed_dim": 64, "num_heads": 2}
         low_high = {"low": [-0.12, -0.12], "high": [0.12, 0.12]}
         return cls(
             encoder={**size, "depth": 2},

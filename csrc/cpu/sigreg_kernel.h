@@ -39,7 +39,7 @@ constexpr int64_t kCacheLine = 64;
 // Points whose sums fit the registers at once: two each, beside four of the recurrence.
 #if defined(__AVX512F__)
 constexpr int kPointGroup = 8;
-constexpr int kTogether = 4;  // samples whose recurrences run side by side: one alone waits for its own products
+constexpr int kTogether = 6;  // samples whose recurrences run side by side: one alone waits for its own products
 #else
 constexpr int kPointGroup = 4;
 constexpr int kTogether = 2;
@@ -110,7 +110,7 @@ void add_points(Angles<L>& angles, int samples, double* totals) {
     for (int i = 0; i < kCount; ++i) c[i] = angles.cosine[n + i], s[i] = angles.sine[n + i];
 #pragma GCC unroll 8
     for (int j = 0; j < Points; ++j)
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kCount; ++i) {
         cosines[j] += c[i];
         sines[j] += s[i];
@@ -262,21 +262,21 @@ void differentiate(const SigregTask& task, int64_t begin, int64_t count, typenam
   const auto step = [&](int64_t n, auto together) {
     constexpr int kCount = decltype(together)::value;
     Vec s[kCount], c[kCount], real[kCount], imaginary[kCount];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) {
       sine_cosine<L>(rounded_to<L, T>(L::load(z + (n + i) * stride)), static_cast<Scalar>(task.step), &s[i], &c[i]);
       real[i] = imaginary[i] = L::set(0);
     }
     for (int64_t j = moving - 1; j >= 0; --j) {
       const Vec a = L::load(room + 2 * j * L::kLanes), b = L::load(room + (2 * j + 1) * L::kLanes);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int i = 0; i < kCount; ++i) {
         real[i] += a;
         imaginary[i] += b;
         turn<L>(real[i], imaginary[i], c[i], s[i]);
       }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < kCount; ++i) L::store(z + (n + i) * stride, real[i]);
   };
   int64_t n = 0;

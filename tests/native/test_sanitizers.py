@@ -66,7 +66,8 @@ import torch, sanitizer_checks
 sanitizer_checks.load({str(module)!r})
 from jepa_kernels import _native
 short, long = torch.zeros(8), torch.zeros(4096)
-_native.cpu().ema_update([(short.data_ptr(), 0, 4096)], [(long.data_ptr(), 0, 4096)], [None], 0.5, False, 0, 1)
+tensors = _native.cpu().EmaTensors([(short.data_ptr(), 0, 4096)], [(long.data_ptr(), 0, 4096)], [None])
+tensors.update(0.5, False, 0, 1)
 """
     finished = sanitized("-c", overrun)
     assert finished.returncode != 0

@@ -22,20 +22,25 @@ ROOT = Path(__file__).resolve().parent
 # cmake and ninja come as Python packages, whose programs may not be on the PATH of an environment that is not active.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
-# Package -> its folder. The Triton sources live at the top level, where a reader looks for kernels.
+# Package -> its folder. The Triton sources and the training configurations live at the top level, where a reader looks.
 PACKAGES = {
     "jepa_kernels": "python/jepa_kernels",
     "jepa_kernels.bench": "python/jepa_kernels/bench",
     "jepa_kernels.bench.cases": "python/jepa_kernels/bench/cases",
     "jepa_kernels.bench.energy": "python/jepa_kernels/bench/energy",
     "jepa_kernels.data": "python/jepa_kernels/data",
+    "jepa_kernels.envs": "python/jepa_kernels/envs",
     "jepa_kernels.functional": "python/jepa_kernels/functional",
     "jepa_kernels.integrations": "python/jepa_kernels/integrations",
+    "jepa_kernels.masks": "python/jepa_kernels/masks",
     "jepa_kernels.models": "python/jepa_kernels/models",
     "jepa_kernels.nn": "python/jepa_kernels/nn",
     "jepa_kernels.optim": "python/jepa_kernels/optim",
+    "jepa_kernels.planning": "python/jepa_kernels/planning",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
+    "jepa_kernels.train": "python/jepa_kernels/train",
+    "jepa_kernels.train.configs": "configs",
     "jepa_kernels.kernels": "kernels/jepa_triton",
 }
 
@@ -197,6 +202,7 @@ setup(
         "jepa_kernels": ["py.typed"],
         "jepa_kernels.bench": ["templates/*.j2"],
         "jepa_kernels.kernels": ["configs/*.json"],
+        "jepa_kernels.train.configs": ["*.toml"],
     },
     # A name only: CMake decides what is built. Its presence makes the wheel specific to the platform.
     ext_modules=[Extension("jepa_kernels._cpu", sources=[])],

@@ -91,11 +91,11 @@ def measure(
             torch.cuda.synchronize(device)
 
     def run(case: Case, provider: Provider) -> None:
-        inputs, reference, low_precision = made(case)
-        reason = provider.supports(inputs)
-        if reason is not None:
-            pytest.skip(reason)
         try:
+            inputs, reference, low_precision = made(case)
+            reason = provider.supports(inputs)
+            if reason is not None:
+                pytest.skip(reason)
             prepared = runner.prepare(case, provider, inputs, reference, low_precision, synchronise)
         except BackendError as error:
             pytest.skip(str(error))

@@ -1,4 +1,4 @@
-"""The command `jepa-kernels`: what this machine offers, the benchmark, and the check on a GPU."""
+"""The command `jepa-kernels`: what this machine offers, training, the benchmark, and the check on a GPU."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench import commands as bench_commands
+from .train import command as train_command
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 
@@ -40,6 +41,8 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(handler=_gpu_check)
     _add_doctor(commands)
     _add_patch_report(commands)
+    train_command.add(commands)
+    _add_plan(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -84,6 +87,14 @@ def _add_patch_report(commands: Any) -> None:
     patching.set_defaults(handler=_patch_report)
 
 
+def _add_plan(commands: Any) -> None:
+    from .planning import command
+
+    planning = commands.add_parser("plan", help="let a world model choose actions, in an environment or between two images")
+    command.add_arguments(planning)
+    planning.set_defaults(handler=_plan)
+
+
 def _add_list(actions: Any) -> None:
     listing = actions.add_parser("list", help="the cases and their providers")
     _add_selection(listing)
@@ -113,6 +124,8 @@ def _add_run(actions: Any) -> None:
     run.add_argument("--cache", choices=("warm", "cold"), help="cold evicts the caches before every timed call")
     run.add_argument("--clock", help="auto (default), wall, device_event or device_graph")
     run.add_argument("--no-profile", action="store_true", help="do not profile whole training steps after the timing")
+    run.add_argument("--isolate", action="store_true", help="each case in a process of its own: a crash costs one case")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the JSON document there too; - prints it alone")
     run.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, with its suite and input")
     run.add_argument("--dry-run", action="store_true", help="say what would be measured and for how long at most")
     run.add_argument("--dump-config", action="store_true", help="print the suite as TOML, for --suite, and stop")
@@ -121,14 +134,14 @@ def _add_run(actions: Any) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_mutually_exclusive_group()
-    suite.add_argument("--quick", action="store_true", help="small sizes: a few minutes on two CPU cores")
+    suite.add_argument("--quick", action="store_true", help="small sizes: about a minute on two CPU cores")
     suite.add_argument("--suite", "--config", type=Path, metavar="FILE.toml", help="cases and options from a file")
     parser.add_argument("--own", type=Path, metavar="FILE.py", help="measure the cases() of this file: your own model")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only cases with this tag")
-    parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose id matches")
-    parser.add_argument(
-        "--provider", action="append", default=[], metavar="GLOB", help="only providers whose name matches"
-    )
+    globs: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}
+    parser.add_argument("--filter", help="only cases whose id matches; !GLOB leaves those out", **globs)
+    parser.add_argument("--provider", help="only providers whose name matches; !GLOB leaves those out", **globs)
+    parser.add_argument("--baseline", metavar="NAME", help="the provider of all ratios, where a case has it (default: its peer)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
 
 
@@ -141,12 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(leave.code or 0)
     options.argv = arguments
     from .bench.errors import BenchInputError
+    from .data.errors import DataError
+    from .train.errors import TrainError
 
     try:
         return int(options.handler(options))
-    except BenchInputError as error:
+    except (BenchInputError, DataError, TrainError) as error:
         print(f"jepa-kernels: error: {error}", file=sys.stderr)
-        return error.exit_code
+        return getattr(error, "exit_code", USAGE)
     except KeyboardInterrupt:
         print("jepa-kernels: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -195,6 +210,17 @@ def _patch_report(options: argparse.Namespace) -> int:
     return OK
 
 
+def _plan(options: argparse.Namespace) -> int:
+    from .bench.errors import BenchInputError
+    from .planning import command
+
+    try:
+        print(command.run(options))
+    except ValueError as error:
+        raise BenchInputError(str(error)) from error
+    return OK
+
+
 def _gpu_check(options: argparse.Namespace) -> int:
     from .bench import gpu_check
     from .bench.errors import BenchInputError
@@ -212,14 +238,16 @@ def _suite(options: argparse.Namespace) -> Any:
     if options.suite is not None:
         chosen = suites.load_suite(options.suite)
     changes: dict[str, Any] = {}
+    if options.own is not None:  # what a suite leaves out of the package's cases says nothing of these
+        changes |= {"own": str(options.own.resolve()), "cases": (), "providers": ()}
     if options.filter:
         changes["cases"] = tuple(options.filter)
     if options.provider:
         changes["providers"] = tuple(options.provider)
+    if options.baseline is not None:
+        changes["baseline"] = options.baseline
     if options.tag:
         changes["tags"] = tuple(options.tag)
-    if options.own is not None:
-        changes["own"] = str(options.own.resolve())
     if getattr(options, "seed", None) is not None:
         changes["seed"] = options.seed
     if getattr(options, "energy", None) is not None:
@@ -228,6 +256,8 @@ def _suite(options: argparse.Namespace) -> Any:
         changes["time_budget_s"] = parse_duration("--time-budget", options.time_budget)
     if getattr(options, "no_profile", False):
         changes["profile"] = False
+    if getattr(options, "isolate", False):
+        changes["isolate"] = True
     timing = {key: getattr(options, key) for key in ("cache", "clock") if getattr(options, key, None) is not None}
     return replace(chosen, **changes, timing=replace(chosen.timing, **timing))
 
@@ -236,8 +266,7 @@ def _list(options: argparse.Namespace) -> int:
     from .bench import devices, runner
 
     suite, device = _suite(options), devices.choose_device(options.device)
-    cases = suite.chosen()
-    runner.check_provider_names(cases, device, suite.providers)
+    cases = runner.chosen_cases(suite, device)
     for case in cases:
         names = ", ".join(p.name for p in runner.select_providers(case, device, suite.providers))
         print(f"{case.id}\n    against {case.peer}; {names}")
@@ -265,6 +294,7 @@ def _run(options: argparse.Namespace) -> int:
             input=options.input,
             device=options.device,
             argv=tuple(options.argv),
+            json=options.json,
         )
     )
 
@@ -273,7 +303,10 @@ def _check_resume(options: argparse.Namespace) -> None:
     """A resumed run keeps its own options: others are a mistake, not a wish."""
     from .bench.errors import BenchInputError
 
-    names = ("quick", "suite", "own", "filter", "tag", "provider", "input", "seed", "cache", "clock", "energy", "no_profile")
+    names = (
+        "quick", "suite", "own", "filter", "tag", "provider", "baseline", "input", "seed", "cache", "clock", "energy",
+        "no_profile", "isolate",
+    )  # fmt: skip
     given = [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
     if options.device != "auto":
         given.append("--device")

@@ -27,6 +27,12 @@ class RaggedIds:
     ids: Tensor
     cu_seqlens: Tensor
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RaggedIds:
+        """Both tensors on another device."""
+        return RaggedIds(
+            self.ids.to(device, non_blocking=non_blocking), self.cu_seqlens.to(device, non_blocking=non_blocking)
+        )
+
     @classmethod
     def from_list(cls, ids: Sequence[Tensor]) -> RaggedIds:
         """Joins one int64 (K_b,) tensor an element of the batch."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_kernels.bench.statistics import paired_ratio, summarise
-from jepa_kernels.bench.store import DOCUMENT, ENVIRONMENT, RESULTS, SCHEMA
+from jepa_kernels.bench.store import ENVIRONMENT, RESULTS, SCHEMA
 from jepa_kernels.bench.suite import FULL
 
 from .toys import CEILINGS
@@ -80,7 +80,7 @@ def records(
 def write(folder: Path, cells: list[dict[str, Any]], **changes: Any) -> Path:
     """A finished run's folder."""
     folder.mkdir(parents=True)
-    (folder / ENVIRONMENT).write_text(json.dumps(environment(**changes)))
+    finished = {"finished": "2026-01-02T03:14:05+00:00"}
+    (folder / ENVIRONMENT).write_text(json.dumps(environment(**finished, **changes)))
     (folder / RESULTS).write_text("".join(json.dumps(cell) + "\n" for cell in cells))
-    (folder / DOCUMENT).write_text("{}")
     return folder

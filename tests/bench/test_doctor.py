@@ -44,6 +44,13 @@ def write(root: Path, path: str, text: str) -> None:
     (root / path).write_text(text + "\n")
 
 
+def test_monitor_that_holds_the_counters_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "proc/17/comm", "nv-hostengine")
+    write(tmp_path, "proc/18/comm", "python")
+    found = look(tmp_path)["profiling monitors"]
+    assert (found.status, found.value) == ("limited", "nv-hostengine") and "nvidia-dcgm" in str(found.fix)
+
+
 def test_empty_machine_lacks_everything_but_time(tmp_path: Path) -> None:
     found = look(tmp_path)
     missing = {name for name, f in found.items() if f.status == "missing"}

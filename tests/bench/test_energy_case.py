@@ -76,6 +76,16 @@ def test_total_and_marginal_joules_and_all_units(bench: Bench) -> None:
     json.dumps(ours.as_dict(), allow_nan=False)
 
 
+def test_two_estimates_that_differ_are_flagged(bench: Bench) -> None:
+    meters, measured, timeline = bench.run()
+    ours = bench.subjects[0]
+    sound = reading(ours, meters, measured, timeline, WORK)
+    assert sound.slope_joules_per_call == pytest.approx(sound.joules_per_call, rel=5e-3)
+    ours.windows = {i: replace(w, joules=w.joules * 1.05) for i, w in ours.windows.items()}
+    found = reading(ours, meters, measured, timeline, WORK)
+    assert "estimates_differ" in found.flags and found.status == "inconclusive"
+
+
 def test_step_case_is_told_per_step_and_clip(bench: Bench) -> None:
     meters, measured, timeline = bench.run()
     found = reading(bench.subjects[0], meters, measured, timeline, WORK, "step").per

@@ -70,7 +70,7 @@ def test_packages_are_summed_and_overlapping_zones_left_out(tmp_path: Path) -> N
     zone(tmp_path, "intel-rapl-mmio:0", "package-0", 100)
     zone(tmp_path, "intel-rapl:2", "psys", 100)
     dram = zone(tmp_path, "intel-rapl:0:1", "dram", 7)
-    meters = open_meters(CPU, tmp_path)
+    meters = open_meters(CPU, tmp_path, tmp_path / "none")
     assert meters.main is not None and meters.main.scope == "CPU packages" and meters.missing == {}
     (memory,) = meters.others
     before, memory_before = meters.main.read(), memory.read()
@@ -82,7 +82,7 @@ def test_packages_are_summed_and_overlapping_zones_left_out(tmp_path: Path) -> N
 
 
 def test_machine_without_counter_gives_a_reason_for_each_column(tmp_path: Path) -> None:
-    meters = open_meters(CPU, tmp_path)
+    meters = open_meters(CPU, tmp_path, tmp_path / "none")
     assert meters.main is None and meters.reason is not None and "no RAPL package counter" in meters.reason
     assert "no RAPL dram counter" in meters.missing["DRAM"]
 
@@ -97,7 +97,7 @@ def test_forbidden_counter_names_the_fix(tmp_path: Path, monkeypatch: pytest.Mon
         return read(self, *arguments, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Path, "read_text", denied)
-    meters = open_meters(CPU, tmp_path)
+    meters = open_meters(CPU, tmp_path, tmp_path / "none")
     assert meters.main is None and meters.reason is not None
     assert str(folder / "energy_uj") in meters.reason and "sudo chmod a+r" in meters.reason
 

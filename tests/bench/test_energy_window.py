@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jepa_kernels.bench.energy.errors import Unavailable
@@ -61,7 +63,7 @@ def test_gaps_between_batches_count_and_are_told_as_not_busy(monkeypatch: pytest
     assert window.joules / window.calls == pytest.approx((8e-3 * 300 + 2e-3 * 60) / 8, rel=5e-3)
 
 
-def test_polling_leaves_the_counter_alone_in_the_middle_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polling_leaves_the_counter_alone_between_the_marks_of_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some boards tell stale values when they are asked every few milliseconds."""
     time = VirtualTime()
     board = FakeBoard(time)
@@ -73,7 +75,22 @@ def test_polling_leaves_the_counter_alone_in_the_middle_of_a_window(monkeypatch:
     monkeypatch.setattr(meters.main, "read", lambda: (asked.append(time()), read())[1])
     window = run_window(meters, VirtualLoad(time, board), window_s=3.0, now=time)
     inside = [t for t in asked if window.begin_s < t < window.begin_s + 3.0]
-    assert inside == []
+    looked_at = [t for t, _ in window.marks[1:-1]]
+    assert len(looked_at) == 2 and min(looked_at) > window.begin_s + 1.0
+    assert all(any(0 <= mark - t <= 0.11 for mark in looked_at) for t in inside)  # while a refresh is awaited, at most one
+
+
+def test_slope_of_the_marks_is_a_second_estimate_that_one_reading_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    time = VirtualTime()
+    board = FakeBoard(time, phase_s=0.04)
+    install(monkeypatch, FakeLibrary(board))
+    window = run_window(meters_of(board), VirtualLoad(time, board), window_s=5.0, now=time)
+    assert len(window.marks) == 6 and window.marks[0][0] == window.begin_s and window.marks[-1][0] == window.end_s
+    assert window.slope_watts == pytest.approx(300.0, rel=5e-3) == window.watts
+    instant, joules = window.marks[-1]
+    wrong = replace(window, joules=window.joules + 150.0, marks=(*window.marks[:-1], (instant, joules + 150.0)))
+    assert wrong.watts == pytest.approx(330.0, rel=5e-3) and wrong.slope_watts == pytest.approx(300.0, rel=0.08)
+    assert replace(window, marks=window.marks[:2]).slope_watts is None
 
 
 def test_reset_inside_a_window_gives_null_and_its_flag(monkeypatch: pytest.MonkeyPatch) -> None:

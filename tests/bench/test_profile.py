@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import json
-from dataclasses import dataclass
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
 from jepa_kernels import cli
-from jepa_kernels.bench import breakdown
+from jepa_kernels.bench import breakdown, other_profilers
 from jepa_kernels.bench.memory import highest, peak_memory
-from jepa_kernels.bench.profile_worker import other_tools
+from jepa_kernels.bench.profile import Request
 
 OWN = str(Path(__file__).parent / "own_cases.py")
 
@@ -132,10 +135,64 @@ def test_process_that_dies_exits_4_and_names_its_log(
     assert "ended with code -9; see" in capsys.readouterr().err
 
 
-def test_other_tools_on_a_gpu_give_a_command_or_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "ncu" else None)
-    found = other_tools(torch.device("cuda"))
-    assert found["ncu"].startswith("ncu ") and found["proton"] == "triton is not installed"
+@pytest.fixture
+def request_file(tmp_path: Path) -> Path:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(asdict(Request("model/toy-a-fp32", "torch-eager", "cpu", OWN, calls=4))))
+    return path
+
+
+def stub(folder: Path, text: str) -> None:
+    (folder / "ncu").write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "ncu").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exit 0", "ncu.ncu-rep: counters of the first"),
+        ("echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1", "NVreg_RestrictProfilingToAdminUsers=0"),
+        ("exit 3", "ended with code 3, see"),
+    ],
+)
+def test_ncu_where_it_is_runs_the_calls_alone(
+    request_file: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    stub(folder, f"echo \"$@\" > {folder}/asked; {script}")
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = other_profilers.run(request_file, "cuda:0")
+    asked = (folder / "asked").read_text()
+    assert words in found["ncu"] and "is not installed" in found["proton"]
+    assert asked.strip().endswith(str(request_file.with_name("calls.py"))) and "--launch-count 200" in asked
+    if "exit 0" not in script:
+        assert "the command:" in found["ncu"]
+
+
+def test_proton_runs_the_calls_alone(request_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def done(command: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        asked.append(" ".join(command))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", done)
+    found = other_profilers.run(request_file, "cuda")
+    assert "proton.hatchet" in found["proton"] and "proton-viewer" in found["proton"]
+    assert "triton.profiler.proton" in asked[0] and asked[0].endswith("calls.py")
+
+
+def test_script_for_other_profilers_makes_the_calls_and_no_more(request_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    other_profilers.run(request_file, "cuda")
+    monkeypatch.undo()
+    calls = request_file.with_name("calls.py")
+    script = f"import torch, runpy, torch.profiler\ntorch.profiler.profile = None\nrunpy.run_path({str(calls)!r})"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_peak_memory_of_a_call_counts_what_it_holds_at_once() -> None:

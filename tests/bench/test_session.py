@@ -19,7 +19,7 @@ import torch
 from jepa_kernels import cli
 from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import suite, summary
-from jepa_kernels.bench.cases import Provider
+from jepa_kernels.bench.cases import Case, Provider, Work
 from jepa_kernels.bench.clocks import DeviceGraphClock, WallClock
 from jepa_kernels.bench.energy import Meters, Unavailable
 from jepa_kernels.bench.energy.nvml import open_board
@@ -44,6 +44,7 @@ def test_complete_run_leaves_everything(toy_run: Run) -> None:
     assert len(records[0]["samples"]["seconds"]) == suite.QUICK.timing.rounds
     assert records[0]["ratios"].keys() == {"torch-add"} and records[1]["ratios"] == {}
     environment = read_environment(folder)
+    assert environment["finished"] >= environment["datetime"] and environment["system"]["processors"]
     assert environment["suite"]["name"] == "quick" and environment["input"]["source"] == "toy"
     assert environment["argv"][:3] == ["bench", "run", "--quick"]
     assert (folder / REPORT).is_file()
@@ -196,14 +197,14 @@ def test_provider_that_cannot_is_told_and_not_timed(
 def test_yardstick_is_timed_unchecked_and_never_the_fastest_form(toy_run: Run) -> None:
     providers = [
         Provider("jk-cpu", lambda x: x * 2),
-        Provider("torch-part-copy", lambda x: x.clone(), yardstick=True),
+        Provider("torch-copy", lambda x: x.clone(), yardstick=True),
         Provider("torch-add", lambda x: x + x),
     ]
     code, folder = toy_run([toy_case(providers=providers)])
     records = read_results(folder)
     ours, yardstick, _ = records
     assert code == 0 and yardstick["yardstick"] and not yardstick["correctness"]["max_error"]
-    assert "torch-part-copy" in ours["ratios"]
+    assert "torch-copy" in ours["ratios"]
     assert summary.fastest_torch(records, ours["case_id"]) == "torch-add"
     assert "yardstick" in summary.rows(records)[1].cells
 
@@ -230,7 +231,7 @@ def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
     def interrupted(x: torch.Tensor) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        if calls == 5000:
+        if calls == 3000:
             os.kill(os.getpid(), signal.SIGINT)
         return x * 2
 
@@ -239,7 +240,8 @@ def test_interrupt_saves_the_samples_and_exits_130(toy_run: Run) -> None:
     records = read_results(folder)
     assert [(r["case_id"], r["status"]) for r in records] == [("toy/double-fp32", "interrupted")] * 2
     assert all(r["stats"] is not None for r in records)
-    assert (folder / REPORT).is_file() and not (folder / DOCUMENT).exists()
+    assert (folder / REPORT).is_file() and "finished" not in read_environment(folder)
+    assert json.loads((folder / DOCUMENT).read_text())["jepa"]["status"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -253,6 +255,58 @@ def test_spent_time_budget_skips_the_rest(toy_run: Run) -> None:
 def test_provider_glob_selects(toy_run: Run) -> None:
     _, folder = toy_run(None, "--provider", "torch-*")
     assert [r["provider"] for r in read_results(folder)] == ["torch-add"]
+
+
+def test_globs_that_leave_out(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = [toy_case(), toy_case(name="other")]
+    _, folder = toy_run(cases, "--provider", "!torch-*", "--filter", "toy/*", "--filter", "!*other*")
+    assert [(r["case_id"], r["provider"]) for r in read_results(folder)] == [("toy/double-fp32", "jk-cpu")]
+    code, _ = toy_run(cases, "--filter", "!toy/*")
+    assert code == 2 and "no case is left by '!toy/*'" in capsys.readouterr().err
+
+
+def test_baseline_is_what_ratios_are_quoted_against(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    providers = [Provider(name, lambda x: x * 2) for name in ("jk-cpu", "torch-add", "torch-other")]
+    cases = [toy_case(providers=providers), toy_case(name="lacks")]
+    _, folder = toy_run(cases, "--baseline", "torch-other")
+    by_case = {r["case_id"]: r["peer"] for r in read_results(folder)}
+    assert by_case == {"toy/double-fp32": "torch-other", "toy/lacks-fp32": "torch-add"}
+    assert "torch-other" in read_results(folder)[0]["ratios"]
+    code, _ = toy_run(cases, "--baseline", "torch-none")
+    assert code == 2 and "no case has the baseline 'torch-none'; known: jk-cpu" in capsys.readouterr().err
+
+
+def test_provider_without_memory_is_not_tried_on_larger_cases(toy_run: Run) -> None:
+    tried: list[int] = []
+
+    def hungry(x: torch.Tensor) -> torch.Tensor:
+        tried.append(1)
+        raise torch.cuda.OutOfMemoryError("full")
+
+    def sized(name: str, moved: int) -> Case:
+        return replace(toy_case(hungry, name=name), work=lambda _x: Work(flops=8, bytes=moved, samples=1, tokens=8))
+
+    _, folder = toy_run([sized("middle", 64), sized("large", 128), sized("small", 32)])
+    ours = [r for r in read_results(folder) if r["provider"] == "jk-cpu"]
+    assert [r["status"] for r in ours] == ["oom"] * 3 and len(tried) == 2
+    assert "memory ran out on toy/middle-fp32" in ours[1]["error"]
+
+
+def test_document_alone_on_stdout(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    code, folder = toy_run(None, "--json", "-")
+    captured = capsys.readouterr()
+    assert code == 0 and json.loads(captured.out) == json.loads((folder / DOCUMENT).read_text())
+    assert "report:" in captured.err and "toy/double-fp32" in captured.err
+
+
+def test_document_in_a_file_and_a_file_that_cannot_be_written(
+    toy_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out.json"
+    code, folder = toy_run(None, "--json", str(target))
+    assert code == 0 and target.read_text() == (folder / DOCUMENT).read_text() and "report:" in capsys.readouterr().out
+    code, _ = toy_run(None, "--json", str(tmp_path / "none" / "out.json"))
+    assert code == 2 and "--json" in capsys.readouterr().err
 
 
 def test_device_that_is_not_there_exits_5(toy_run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -271,8 +271,8 @@ def test_autocast_projects_in_its_dtype():
 
 def test_opcheck():
     x = torch.randn(2, 9, 4, requires_grad=True)
-    for operator in (torch.ops.jepa_kernels.sigreg, torch.ops.jepa_kernels.sigreg_statistic):
-        torch.library.opcheck(operator, (x, unit(4, 6, 0), 5, 3.0))
+    for function in (torch.ops.jepa_kernels.sigreg, torch.ops.jepa_kernels.sigreg_statistic):
+        torch.library.opcheck(function, (x, unit(4, 6, 0), 5, 3.0))
     torch.library.opcheck(
         torch.ops.jepa_kernels.unit_directions,
         (x.detach(), 6, torch.tensor(3)),

@@ -94,6 +94,7 @@ def test_wheel_holds_every_package_and_no_source_of_the_native_modules(wheel):
     assert source <= set(names), sorted(source - set(names))
     assert any(re.fullmatch(r"jepa_kernels/_cpu\..*\.so", name) for name in names)
     assert "jepa_kernels/py.typed" in names and "jepa_kernels/kernels/configs/sm_90.json" in names
+    assert "jepa_kernels/train/configs/vjepa2_tiny.toml" in names
     assert not any(
         name.endswith((".cpp", ".cu", ".h")) or name.startswith(("kernels/", "tests/", "csrc/")) for name in names
     )

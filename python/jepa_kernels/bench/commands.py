@@ -26,8 +26,10 @@ def _add_compare(actions: Any) -> None:
     compare.add_argument("base", type=Path, help="folder of the run before")
     compare.add_argument("head", type=Path, help="folder of the run after")
     compare.add_argument(
-        "--threshold", type=float, default=0.05, metavar="SHARE", help="smallest change that counts (default 0.05)"
-    )
+        "--threshold", action="append", default=[], metavar="[GLOB=]SHARE",
+        help="smallest change that counts (default 0.05), of all cases or of those that the glob names",
+    )  # fmt: skip
+    compare.add_argument("--energy-threshold", metavar="SHARE", help="smallest change of energy that counts (default: as time)")
     compare.add_argument("--absolute", action="store_true", help="judge raw times instead of the ratio to the peer")
     compare.add_argument("--strict", action="store_true", help="undecided and missing rows give exit code 3")
     compare.add_argument("--force", action="store_true", help="compare although machine or software differ")
@@ -41,9 +43,7 @@ def _add_compare(actions: Any) -> None:
 def _compare(options: argparse.Namespace) -> int:
     from . import compare_text as text
 
-    if not 0 <= options.threshold < 1:
-        raise BenchInputError(f"--threshold {options.threshold} is not a share; write 0.05 for five percent")
-    chosen = {"threshold": options.threshold, "absolute": options.absolute}
+    chosen = {"thresholds": _thresholds(options), "absolute": options.absolute}
     found = text.load(options.base, options.head, force=options.force, **chosen)
     if options.confirm:
         from .confirm import confirm
@@ -53,19 +53,36 @@ def _compare(options: argparse.Namespace) -> int:
     return text.exit_code(found, strict=options.strict)
 
 
+def _thresholds(options: argparse.Namespace) -> Any:
+    from .compare import Thresholds
+
+    pairs = [text.rpartition("=") for text in options.threshold]
+    general = [_share("--threshold", share) for glob, _, share in pairs if not glob]
+    named = tuple((glob, _share("--threshold", share)) for glob, _, share in pairs if glob)
+    energy = options.energy_threshold
+    return Thresholds(
+        general[-1] if general else Thresholds.time, None if energy is None else _share("--energy-threshold", energy), named
+    )
+
+
+def _share(option: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise BenchInputError(f"{option} {text} is not a share; write 0.05 for five percent")
+    return share
+
+
 def _emit(json_path: Path | None, as_json: str, as_text: str) -> None:
     """Text on stdout, and JSON to a file; `-` prints the JSON and nothing else."""
-    if json_path is not None and str(json_path) == "-":
-        print(as_json, end="")
-        return
-    print(as_text, end="")
-    if json_path is not None:
-        from .store import write_atomic
+    from .store import STDOUT, emit_json
 
-        try:
-            write_atomic(json_path, as_json)
-        except OSError as error:
-            raise BenchInputError(f"--json {json_path} cannot be written: {error.strerror}") from error
+    if json_path != STDOUT:
+        print(as_text, end="")
+    if json_path is not None:
+        emit_json(json_path, as_json)
 
 
 def _add_history(actions: Any) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ MIN_CONTROLS = 4
 ALPHA = (1 - CONFIDENCE) / 2  # each side
 MAD_TO_DEVIATION = 1.4826
 IMPROVED, SAME, REGRESSED, INCONCLUSIVE = "improved", "same", "regressed", "inconclusive"
+BROKEN = ("failed", "oom", "timeout")  # statuses of a provider that could not do what it should
 THROTTLED = "throttl"  # in a flag: the clock of the device was held down while this was measured
 
 
@@ -49,6 +51,21 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Thresholds:
+    """Smallest changes that count: of time, of energy (None: as time), and of the cases that a glob names."""
+
+    time: float = 0.05
+    energy: float | None = None
+    by_case: tuple[tuple[str, float], ...] = ()
+
+    def of(self, case_id: str, measure: str) -> float:
+        """The share for one row; of the globs the last that matches counts, for energy too."""
+        named = [share for glob, share in self.by_case if fnmatchcase(case_id, glob)]
+        general = self.energy if measure == "energy" and self.energy is not None else self.time
+        return named[-1] if named else general
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All changes, and what a reader must know of the two runs."""
 
@@ -56,7 +73,7 @@ class Comparison:
     warnings: list[str]
     broken: list[str]  # cells that base timed and head failed on
     missing: list[str]
-    threshold: float
+    thresholds: Thresholds
     run_noise: float
 
     def verdicts(self, verdict: str) -> list[Change]:
@@ -64,6 +81,9 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+DEFAULT = Thresholds()
 
 
 @dataclass(frozen=True)
@@ -105,14 +125,14 @@ def compare(
     base: Sequence[Record],
     head: Sequence[Record],
     *,
-    threshold: float = 0.05,
+    thresholds: Thresholds = DEFAULT,
     absolute: bool = False,
     seed: int = 0,
     warnings: Sequence[str] = (),
 ) -> Comparison:
     """Judge every cell that both runs timed; Holm's correction over all rows that are judged.
 
-    `regressed` when the ratio is above 1 + threshold with corrected p < 0.05 (two-sided: at most one in twenty
+    `regressed` when the ratio is above 1 + its threshold with corrected p < 0.05 (two-sided: at most one in twenty
     comparisons of equal runs shows any change), `improved` when it is below the inverse of that, `same` when
     the 95 % interval lies within both, `inconclusive` otherwise. `absolute` judges raw times, PyTorch's rows included.
     Raises `BenchInputError` when no cell was timed in both.
@@ -132,11 +152,11 @@ def compare(
     known = {(r["case_id"], r["provider"]): r for r in head}
     lost = [key for key in olds if key not in news]
     return Comparison(
-        changes=_judge(shifts, threshold, _noise_of(shifts, noise)),
+        changes=_judge(shifts, thresholds, _noise_of(shifts, noise)),
         warnings=[*warnings, *(f"{_name(key)}: clock, cache state or shape differs; not compared" for key in unequal)],
-        broken=[_name(k) for k in lost if k in known and known[k]["status"] in ("failed", "oom")],
-        missing=[_name(k) for k in lost if k not in known or known[k]["status"] not in ("failed", "oom")],
-        threshold=threshold,
+        broken=[_name(k) for k in lost if k in known and known[k]["status"] in BROKEN],
+        missing=[_name(k) for k in lost if k not in known or known[k]["status"] not in BROKEN],
+        thresholds=thresholds,
         run_noise=noise,
     )
 
@@ -235,13 +255,13 @@ def _noise_of(shifts: Sequence[_Shift], run_noise: float) -> list[float]:
     ]
 
 
-def _judge(shifts: Sequence[_Shift], threshold: float, noise: Sequence[float]) -> list[Change]:
+def _judge(shifts: Sequence[_Shift], thresholds: Thresholds, noise: Sequence[float]) -> list[Change]:
     stats = require("scipy.stats")
-    limit = math.log1p(threshold)
+    limits = [math.log1p(thresholds.of(s.base["case_id"], s.measure)) for s in shifts]
     errors = [max(math.hypot(s.error, extra), 1e-12) for s, extra in zip(shifts, noise, strict=True)]
     judged = [i for i, s in enumerate(shifts) if not s.control]
-    slower = _holm({i: float(stats.t.sf((shifts[i].log - limit) / errors[i], shifts[i].rounds - 1)) for i in judged})
-    faster = _holm({i: float(stats.t.sf((-limit - shifts[i].log) / errors[i], shifts[i].rounds - 1)) for i in judged})
+    slower = _holm({i: float(stats.t.sf((shifts[i].log - limits[i]) / errors[i], shifts[i].rounds - 1)) for i in judged})
+    faster = _holm({i: float(stats.t.sf((-limits[i] - shifts[i].log) / errors[i], shifts[i].rounds - 1)) for i in judged})
     changes = []
     for i, shift in enumerate(shifts):
         half = float(stats.t.ppf((1 + CONFIDENCE) / 2, shift.rounds - 1)) * errors[i]
@@ -253,7 +273,7 @@ def _judge(shifts: Sequence[_Shift], threshold: float, noise: Sequence[float]) -
             verdict = REGRESSED
         elif faster.get(i, 1.0) < ALPHA:
             verdict = IMPROVED
-        elif -limit <= low and high <= limit:
+        elif -limits[i] <= low and high <= limits[i]:
             verdict = SAME
         case_id, provider = shift.base["case_id"], shift.base["provider"]
         numbers = (math.exp(shift.log), math.exp(low), math.exp(high))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import compare as comparing
-from .compare import IMPROVED, INCONCLUSIVE, REGRESSED, SAME, Change, Comparison
+from .compare import IMPROVED, INCONCLUSIVE, REGRESSED, SAME, Change, Comparison, Thresholds
 from .store import read_environment, read_results
 
 PASS, REGRESSION, UNDECIDED, BROKEN = 0, 1, 3, 4
@@ -37,11 +37,18 @@ def as_markdown(found: Comparison) -> str:
     lines += [f"broken: {name} was timed in the base and fails in the head" for name in found.broken]
     lines += [f"missing: {name} was timed in the base and not in the head" for name in found.missing]
     counted = ", ".join(f"{len(found.verdicts(v))} {v}" for v in (IMPROVED, SAME, REGRESSED, INCONCLUSIVE))
-    lines += ["", f"{counted}; threshold {found.threshold:.0%}, scatter between the runs {found.run_noise:.1%}", ""]
+    lines += ["", f"{counted}; threshold {_shares(found.thresholds)}, scatter between the runs {found.run_noise:.1%}", ""]
     lines += [f"REGRESSED {c.case_id} {c.provider}: {c.ratio - 1:+.1%} ({c.measure})" for c in regressed]
     lines += ["" if regressed else "no regression", ""]
     lines += _table("ours", lambda c: not c.control, found) + _table("controls", lambda c: c.control, found)
     return "\n".join(lines).strip() + "\n"
+
+
+def _shares(thresholds: Thresholds) -> str:
+    parts = [f"{thresholds.time:.0%}"]
+    if thresholds.energy is not None:
+        parts.append(f"of energy {thresholds.energy:.0%}")
+    return ", ".join([*parts, *(f"of {glob} {share:.0%}" for glob, share in thresholds.by_case)])
 
 
 def _table(title: str, wanted: Callable[[Change], bool], found: Comparison) -> list[str]:

@@ -12,7 +12,7 @@ from . import summary
 from .errors import require
 from .store import Record
 
-STYLES = {"ok": "green", "inconclusive": "yellow", "interrupted": "yellow", "failed": "bold red", "oom": "red"}
+STYLES = {"ok": "green", "inconclusive": "yellow", "interrupted": "yellow", "failed": "bold red", "oom": "red", "timeout": "red"}
 TABLE_HEADERS = ("case and provider", "status", "median", "vs official form", "vs fastest PyTorch", "GFLOP/s", "GB/s")
 COLUMNS = (0, 1, 2, 4, 5, 6, 8)  # of summary.HEADERS
 

@@ -16,9 +16,9 @@ import torch
 from .. import hardware
 from . import energy
 from .clocks import clock_for
-from .energy import nvml, rapl
+from .energy import nvml, perf, rapl
 from .energy.errors import Unavailable
-from .energy.meters import Meter, NvmlCounter, update_period
+from .energy.meters import Meter, NvmlCounter, open_cpu, update_period
 from .energy.validate import validate
 from .energy_run import probe_for
 from .telemetry import CpuProbe, Timeline
@@ -29,6 +29,9 @@ REQUIREMENTS = ("energy", "gpu")
 STEAL_S = 0.5
 GOOD_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter")
 PACKAGES = {"rich": "tables", "matplotlib": "plots", "jinja2": "reports", "scipy": "intervals", "pynvml": "GPU energy"}
+
+
+MONITORS = ("nv-hostengine", "dcgm-exporter")  # of NVIDIA's DCGM
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,10 @@ def _steal(machine: Machine) -> Finding:
 
 
 def _cpu_energy(machine: Machine) -> Iterable[Finding]:
-    root = machine.root / "sys/class/powercap"
-    for name, opener in (("CPU packages", rapl.open_packages), ("DRAM", rapl.open_dram)):
+    files, events = (machine.root / path.relative_to("/") for path in (rapl.ROOT, perf.ROOT))
+    for name in perf.EVENTS:
         try:
-            meter = opener(root)
+            meter = open_cpu(name, files, events)
             yield _counter("energy", name, "RAPL", meter, machine)
         except Unavailable as error:
             yield Finding("energy", name, "missing", None, error.what, error.fix)
@@ -209,6 +212,14 @@ def _power_only(name: str, board: nvml.Board, why: Unavailable) -> Finding:
     return Finding("energy", name, "missing", None, why.what, why.fix)
 
 
+def _text(path: Path) -> str:
+    """A file of a process, which may have ended."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
 def _profiling(machine: Machine) -> Iterable[Finding]:
     paranoid = machine.read("proc/sys/kernel/perf_event_paranoid")
     if paranoid is None or not (machine.root / "sys/bus/event_source/devices/cpu").exists():
@@ -226,6 +237,10 @@ def _profiling(machine: Machine) -> Iterable[Finding]:
             yield Finding("profiling", "GPU counters", "missing", None, "root alone may read them (ERR_NVGPUCTRPERM)", fix)
         else:
             yield Finding("profiling", "GPU counters", "ok", "open to every user")
+    monitors = sorted({name for path in machine.root.glob("proc/[0-9]*/comm") if (name := _text(path)) in MONITORS})
+    if monitors:
+        fix = "sudo systemctl stop nvidia-dcgm, for as long as you profile"
+        yield Finding("profiling", "monitors", "limited", ", ".join(monitors), "its profiling keeps ncu from the counters", fix)
     for tool, use in (("ncu", "kernel counters"), ("nsys", "traces"), ("compute-sanitizer", "memory checks")):
         path = machine.which(tool) or machine.which(f"/usr/local/cuda/bin/{tool}")
         if path is not None:

@@ -132,7 +132,7 @@ def unit(case: Case) -> str | None:
     """What the energy of a case is told per, beside call, sample and token: a step (and its clips), a clip or an image."""
     if case.operator == "train_step":
         return "step"
-    if case.operator != "patch_embed":
+    if case.operator not in ("patch_embed", "encoder"):
         return None
     return "clip" if int(case.shape["frames"]) > 1 else "image"
 

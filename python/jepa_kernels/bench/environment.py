@@ -34,7 +34,7 @@ def describe(
     """Everything that a reader needs to judge or repeat a run. A part that is unknown is None."""
     return {
         "schema": SCHEMA,
-        "datetime": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "datetime": now(),
         "argv": list(argv),
         "suite": asdict(suite),
         "input": {"source": clip.source, "sha256": clip.sha256, "shape": list(clip.frames.shape)},
@@ -53,8 +53,13 @@ def describe(
     }
 
 
+def now() -> str:
+    """This instant, to the second, in UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
 def system() -> dict[str, Any]:
-    """Operating system, threads, clock governor and load when the run began."""
+    """Operating system, threads and the processors they may use, clock governor, and load when the run began."""
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
         "platform": platform.platform(),
@@ -62,8 +67,21 @@ def system() -> dict[str, Any]:
         "governor": governor.read_text().strip() if governor.is_file() else None,
         "last_level_cache_bytes": last_level_cache_bytes(),
         "threads": torch.get_num_threads(),
+        "processors": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "container": container(),
         "load_average_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def container(root: Path = Path("/")) -> bool:
+    """Whether this looks like a container: the marks that Docker and Podman leave, or PID 1 in a control group of one."""
+    if (root / ".dockerenv").exists() or (root / "run/.containerenv").exists():
+        return True
+    try:
+        groups = (root / "proc/1/cgroup").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return any(word in groups for word in ("docker", "kubepods", "containerd", "libpod", "lxc"))
 
 
 def commit() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .store import Record
 
 Rows = list[list[str]]
 TIMELINE_ROWS = 120  # a plot shows no more, and the rest stays in results.jsonl
-CHANNELS = {"power_w": "power, W", "sm_mhz": "SM clock, MHz", "cpu_mhz": "CPU clock, MHz", "load": "load, 1 min"}
+CHANNELS = {"power_w": "power, W", "sm_mhz": "SM clock, MHz", "cpu_mhz": "CPU clock, MHz"}
 
 
 @dataclass(frozen=True)

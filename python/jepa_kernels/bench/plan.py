@@ -12,8 +12,7 @@ CHECK_S = 3.0  # inputs, references and first calls of a case, roughly; compilin
 def describe(suite: Suite, device_name: str) -> str:
     """One line a case, and an estimate: every round and every warm-up at its limit."""
     device = choose_device(device_name)
-    cases = suite.chosen()
-    runner.check_provider_names(cases, device, suite.providers)
+    cases = runner.chosen_cases(suite, device)
     lines, total = [], 0.0
     for case in cases:
         providers = runner.select_providers(case, device, suite.providers)

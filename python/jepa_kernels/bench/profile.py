@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import summary
+from . import other_profilers, summary
 from .cases import Case, Provider
 from .devices import choose_device
 from .errors import BenchInputError
@@ -128,8 +128,11 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def run(request: Request, folder: Path) -> dict[str, Any]:
-    """Profile, print the page and where the trace is."""
+    """Profile, by Proton and ncu too where they are; print the page and where the trace is."""
     found = in_own_process(request, folder)
+    found["tools"] = other_profilers.run(folder / REQUEST, found["device"])
+    write_atomic(folder / PROFILE, to_json(found))
+    write_atomic(folder / TEXT, as_markdown(found))
     print(as_markdown(found))
     print(f"trace: {folder / found['trace']}")
     return found

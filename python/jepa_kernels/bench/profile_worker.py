@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def record(case: Case, provider: Provider, setting: Setting, calls: int, folder:
         "operators": [row.as_dict() for row in rows],
         "advice": breakdown.advise(seconds, rows),
         "trace": trace.name,
-        "tools": other_tools(device),
+        "tools": {},
     }
 
 
@@ -81,26 +82,32 @@ def _export(recorded: profile, folder: Path) -> Path:
     return packed
 
 
-def other_tools(device: torch.device) -> dict[str, str]:
-    """For Proton and ncu: the command that profiles the same case, or why it cannot run here."""
-    again = f"{sys.executable} -m jepa_kernels.bench.profile_worker REQUEST.json"
-    if device.type != "cuda":
-        return dict.fromkeys(("proton", "ncu"), "needs a GPU, the case ran on the CPU")
-    found = {"proton": "triton is not installed", "ncu": "ncu is not on PATH (it comes with the CUDA toolkit)"}
-    if shutil.which("proton"):
-        found["proton"] = f"proton {again.removeprefix(sys.executable + ' ')}"
-    if shutil.which("ncu"):
-        found["ncu"] = f"ncu --set basic -o report {again}; ERR_NVGPUCTRPERM means that counters need root"
-    return found
+def run_plain(path: Path) -> None:
+    """The calls of a request alone, for a profiler from outside: warm-up first, then an NVTX range with the case's name."""
+    request = json.loads(path.read_text(encoding="utf-8"))
+    case, provider, setting = _chosen(request)
+    inputs = case.make_inputs(setting)
+    with provider.context():
+        state = provider.setup(inputs)
+        for _ in range(WARM_UP):
+            provider.run(state)
+        with torch.cuda.nvtx.range(case.id) if setting.device.type == "cuda" else nullcontext():
+            for _ in range(request["calls"]):
+                provider.run(state)
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def _chosen(request: dict[str, Any]) -> tuple[Case, Provider, Setting]:
+    device = choose_device(request["device"])
+    clip = load_clip(Path(request["input"]) if request["input"] else None)
+    return *find(request, device), Setting(request["seed"], device, lambda: clip)
 
 
 def main(path: Path) -> int:
     """Serve the request in a JSON file; `profile.json` beside it is the answer."""
     request = json.loads(path.read_text(encoding="utf-8"))
-    device = choose_device(request["device"])
-    clip = load_clip(Path(request["input"]) if request["input"] else None)
-    case, provider = find(request, device)
-    setting = Setting(request["seed"], device, lambda: clip)
+    case, provider, setting = _chosen(request)
     found = record(case, provider, setting, request["calls"], path.parent)
     write_atomic(path.with_name("profile.json"), to_json(found))
     return 0

@@ -63,9 +63,11 @@ def conditions(environment: dict[str, Any]) -> str:
     source = f"commit {commit['id'][:12]}{' with changes' if commit['dirty'] else ''}" if commit["id"] else (
         f"version {environment['versions']['jepa-kernels']}"
     )  # fmt: skip
+    left_out = [glob.removeprefix("!") for glob in environment["suite"]["providers"] if glob.startswith("!")]
+    without = f", without {', '.join(f'`{glob}`' for glob in left_out)}" if left_out else ""
     return (
         f"Measured {environment['datetime'][:10]} on {where} ({environment['system']['threads']} threads), "
-        f"torch {environment['versions']['torch']}, {source}, suite `{environment['suite']['name']}`; "
+        f"torch {environment['versions']['torch']}, {source}, suite `{environment['suite']['name']}`{without}; "
         f"in the same run a copy reached {summary.giga(ceilings['copy_bytes_per_s'])} GB/s and matrix products "
         f"{summary.giga(ceilings['fp32_flops_per_s'])} (fp32) and {summary.giga(ceilings['bf16_flops_per_s'])} "
         "(bf16) GFLOP/s. Medians of interleaved rounds with warm caches; a speed-up is peer time over our time."

@@ -9,19 +9,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import figures, summary
+from . import document, figures, summary
+from .cases import WHOLE
 from .errors import BenchInputError, require
 from .figures import Figure
 from .markdown import as_markdown
-from .store import DOCUMENT, MARKDOWN, PROFILES, REPORT, Record, read_environment, read_results, write_atomic
+from .store import DOCUMENT, MARKDOWN, PROFILES, REPORT, Record, read_environment, read_results, to_json, write_atomic
 
 TEMPLATE = "report.html.j2"
 MAX_BYTES = 2_000_000
-STEPS = ("train_step", "model")
 
 
 def write_report(folder: Path) -> Path:
-    """Render the report of a finished or interrupted run into its folder, as HTML and as Markdown; returns the HTML.
+    """Render the report of a finished or interrupted run into its folder, as HTML, Markdown and JSON; returns the HTML.
+
+    All three are made of `results.jsonl` and `environment.json`, which are what a run is.
 
     Raises `BenchInputError` when the folder holds no run, cannot be written, or a package of the extra is missing.
     """
@@ -29,8 +31,11 @@ def write_report(folder: Path) -> Path:
     if not records:
         raise BenchInputError(f"{folder} has no results yet")
     profiles = read_profiles(folder)
-    html = render(records, environment, folder.name, profiles, complete=(folder / DOCUMENT).is_file())
+    complete = environment.get("finished") is not None
+    html = render(records, environment, folder.name, profiles, complete=complete)
+    status = "complete" if complete else "interrupted"
     try:
+        write_atomic(folder / DOCUMENT, to_json(document.build(records, environment, folder.name, status)))
         write_atomic(folder / MARKDOWN, as_markdown(records, environment, folder.name, profiles))
         return write_atomic(folder / REPORT, html)
     except OSError as error:
@@ -50,6 +55,11 @@ def read_profiles(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+# What is left out of a page that would be too large, more and more; all of it stays in results.jsonl.
+SLIMMER: tuple[tuple[str, ...], ...] = ((), ("data",), ("data", "timelines"), ("data", "timelines", "strips"))
+LEFT_OUT = {"data": "raw samples", "timelines": "power and clock of single cases", "strips": "samples in order"}
+
+
 def render(
     records: Sequence[Record],
     environment: dict[str, Any],
@@ -58,60 +68,57 @@ def render(
     *,
     complete: bool,
 ) -> str:
-    """The report's HTML. Where it would be too large, raw samples are left to results.jsonl, then figures of single cases."""
+    """The report's HTML, and within `MAX_BYTES` as much as fits."""
+    jinja2, markup = require("jinja2"), require("markupsafe").Markup
+    loader = jinja2.PackageLoader("jepa_kernels.bench", "templates")
+    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    engine.filters |= {"svg": markup, "duration": summary.seconds}
+    template, told = engine.get_template(TEMPLATE), _told(records, environment, run_id, profiles, complete)
+    single = {"strips": list(figures.strips(records)), "timelines": list(figures.timelines(records))}
     html = ""
-    for drop in ((), ("samples", "timeline"), ("samples", "timeline", "figures")):
-        slim = [{**r, **{key: None for key in drop if key in r}} for r in records]
-        shown = slim if "figures" in drop else records
-        html = _render(shown, slim, environment, run_id, profiles, complete)
+    for left_out in SLIMMER:
+        heavy = ("samples", "timeline") if "data" in left_out else ()
+        embedded = {"records": [r | dict.fromkeys(heavy) for r in records], "profiles": list(profiles)}
+        html = template.render(
+            **told,
+            left_out=" and ".join(LEFT_OUT[name] for name in left_out),
+            by_case=_by_case([f for name, found in single.items() if name not in left_out for f in found]),
+            data=markup(embed({"environment": environment, **embedded})),
+        )
         if len(html.encode()) <= MAX_BYTES:
             break
     return html
 
 
-def _render(
-    records: Sequence[Record],
-    embedded: Sequence[Record],
-    environment: dict[str, Any],
-    run_id: str,
-    profiles: Sequence[dict[str, Any]],
-    complete: bool,
-) -> str:
-    jinja2, markup = require("jinja2"), require("markupsafe").Markup
-    loader = jinja2.PackageLoader("jepa_kernels.bench", "templates")
-    engine = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    engine.filters |= {"svg": markup, "duration": summary.seconds}
+def _told(
+    records: Sequence[Record], environment: dict[str, Any], run_id: str, profiles: Sequence[dict[str, Any]], complete: bool
+) -> dict[str, Any]:
+    """What the page tells whatever its size."""
     energy_note = summary.energy_note(records)
-    whole = [r for r in records if r["operator"] in STEPS]
-    return str(
-        engine.get_template(TEMPLATE).render(
-            run_id=run_id,
-            environment=environment,
-            status="complete" if complete else "interrupted",
-            counts=", ".join(f"{n} {name}" for name, n in summary.counts(records).items()),
-            facts=list(_facts(environment)),
-            clock=records[0]["clock"],
-            cache=records[0]["cache"]["state"],
-            energy_note=energy_note,
-            headers=summary.HEADERS[:-1] if energy_note else summary.HEADERS,
-            step_headers=summary.STEP_HEADERS,
-            step_groups=_steps(whole),
-            profiles=profiles,
-            groups=_groups(records),
-            overview=_present(figures.forest(records)),
-            ml=_present(figures.steps(profiles), figures.memory(whole)),
-            detail=_present(
-                figures.roofline(records, environment["ceilings"]),
-                figures.pareto(records),
-                *figures.scaling(records),
-            ),
-            by_case=_by_case([*figures.strips(records), *figures.timelines(records)]),
-            model=_model(records),
-            environment_rows=list(_flatten(environment)),
-            command=shlex.join(["jepa-kernels", *environment["argv"]]),
-            data=markup(embed({"environment": environment, "records": list(embedded), "profiles": list(profiles)})),
-        )
-    )
+    whole = [r for r in records if r["operator"] in WHOLE]
+    return {
+        "run_id": run_id,
+        "environment": environment,
+        "status": "complete" if complete else "interrupted",
+        "counts": ", ".join(f"{n} {name}" for name, n in summary.counts(records).items()),
+        "facts": list(_facts(environment)),
+        "clock": records[0]["clock"],
+        "cache": records[0]["cache"]["state"],
+        "energy_note": energy_note,
+        "headers": summary.HEADERS[:-1] if energy_note else summary.HEADERS,
+        "step_headers": summary.STEP_HEADERS,
+        "step_groups": _steps(whole),
+        "profiles": profiles,
+        "groups": _groups(records),
+        "overview": _present(figures.forest(records)),
+        "ml": _present(figures.steps(profiles), figures.memory(whole)),
+        "detail": _present(
+            figures.roofline(records, environment["ceilings"]), figures.pareto(records), *figures.scaling(records)
+        ),
+        "model": _model(records),
+        "environment_rows": list(_flatten(environment)),
+        "command": shlex.join(["jepa-kernels", *environment["argv"]]),
+    }
 
 
 def embed(value: Any) -> str:

@@ -8,14 +8,16 @@ from typing import Any
 
 from .cases import Case
 from .errors import BenchInputError
-from .store import DOCUMENT, Record, read_results
+from .store import Record, read_results
 
 UNFINISHED = ("skipped", "interrupted")
 # Parts of the environment that must be as they were: the records of both parts stand in one table.
 SAME = ("device", "hardware.cpu.name", "hardware.gpus", "system.threads", "versions", "commit", "input.sha256")
 
 
-def split(folder: Path, cases: Sequence[Case], expected: dict[str, set[str]]) -> tuple[list[Record], list[Record]]:
+def split(
+    folder: Path, cases: Sequence[Case], expected: dict[str, set[str]], *, finished: bool
+) -> tuple[list[Record], list[Record]]:
     """Records to keep and to drop. A case stands when each of its providers has a final record, else it is run again.
 
     Rounds pair the providers of a case, so a case that was cut is measured again as a whole.
@@ -33,7 +35,7 @@ def split(folder: Path, cases: Sequence[Case], expected: dict[str, set[str]]) ->
         for case_id, found in by_case.items()
         if found.keys() == expected[case_id] and not any(r["status"] in UNFINISHED for r in found.values())
     }
-    if done == {case.id for case in cases} and (folder / DOCUMENT).is_file():
+    if finished and done == {case.id for case in cases}:
         raise BenchInputError(f"{folder} is complete: nothing to resume")
     kept = [r for case_id, found in by_case.items() if case_id in done for r in found.values()]
     dropped = [r for r in records if r["case_id"] not in done]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..backends import BackendError
-from . import energy_run, telemetry
+from . import energy_run, globs, telemetry
 from .cache import CacheState, eviction_for
-from .cases import Case, Provider, Setting, Work
+from .cases import WHOLE, Case, Provider, Setting, Work
 from .ceilings import Ceilings
 from .clocks import Clock, clock_for
 from .correctness import UNCHECKED, Check, check
@@ -38,6 +37,8 @@ class Session:
     meters: Meters = field(default_factory=lambda: Meters(None, "no meter was opened"))
     deadline: float | None = None  # on the clock of time.perf_counter
     stop: Callable[[], bool] = lambda: False
+    exhausted: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)  # see `_too_large`
+    checking: Callable[[str | None], object] = lambda _provider: None  # told before each provider's first call, None after all
 
     @property
     def device(self) -> torch.device:
@@ -65,7 +66,7 @@ class Cell:
     check: Check | None = None
     first_call_s: float | None = None
     timed: Timed | None = None
-    memory: Memory = Memory(None, "not timed")
+    memory: Memory = Memory(None, "not measured: the provider was not timed, or the run is a quick one")
     energy: EnergyReading = absent("not timed")
     timeline: dict[str, Any] | None = None
     machine_flags: list[str] = field(default_factory=list)
@@ -82,17 +83,32 @@ class Prepared:
 
 
 def select_providers(case: Case, device: torch.device, patterns: Sequence[str]) -> list[Provider]:
-    """The case's providers that any of the globs matches, or all without a glob."""
-    found = case.providers(device)
-    return [p for p in found if not patterns or any(fnmatchcase(p.name, g) for g in patterns)]
+    """The case's providers that the globs choose (see `globs`), or all without a glob."""
+    return [p for p in case.providers(device) if globs.matches(p.name, patterns)]
 
 
 def check_provider_names(cases: Sequence[Case], device: torch.device, patterns: Sequence[str]) -> None:
     """Raise `BenchInputError` for a provider glob that matches none of these cases' providers."""
     known = sorted({p.name for case in cases for p in case.providers(device)})
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
-            raise BenchInputError(f"no provider matches {pattern!r}; known: {', '.join(known)}")
+    stray = globs.unmatched(patterns, known)
+    if stray is not None:
+        raise BenchInputError(f"no provider matches {stray!r}; known: {', '.join(known)}")
+
+
+def chosen_cases(suite: Suite, device: torch.device) -> list[Case]:
+    """The cases of a suite on a device, with its baseline as their peer where they have it.
+
+    Raises `BenchInputError` for a glob or a baseline that names nothing.
+    """
+    cases = suite.chosen()
+    check_provider_names(cases, device, suite.providers)
+    if not suite.baseline:
+        return cases
+    names = {case.id: {p.name for p in select_providers(case, device, suite.providers)} for case in cases}
+    if not any(suite.baseline in found for found in names.values()):
+        known = ", ".join(sorted(set().union(*names.values())))
+        raise BenchInputError(f"no case has the baseline {suite.baseline!r}; known: {known}")
+    return [replace(case, peer=suite.baseline) if suite.baseline in names[case.id] else case for case in cases]
 
 
 def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
@@ -105,26 +121,53 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
         try:
             inputs = case.make_inputs(session.setting)
             work = case.work(inputs)
+            _too_large(case, cells, work, session)
             _check_all(case, cells, inputs, session)
         except Exception as error:  # a broken case must not take the rest of the run with it
             _mark(cells, *_failure(error, "inputs or reference: "))
         share = max(_budget(session, remaining), 0.0)
         begin, timeline = time.perf_counter(), energy_run.timeline(session)
-        _time_all(cells, session, share / 2 if energy_run.wanted(session) else share, timeline)
+        timing_s = share / 2 if energy_run.wanted(session) else share
+        _time_all(cells, session, timing_s, timeline, whole=case.operator in WHOLE)
         energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
+    _note_exhausted(case, cells, work, session)
     records = [_record(case, cell, cells, work, session) for cell in cells]
     if session.device.type == "cuda":
         torch.cuda.empty_cache()
     return records
 
 
+def unmeasured(case: Case, reasons: Mapping[str, tuple[str, str]], session: Session) -> list[Record]:
+    """Records of providers that gave nothing, from their status and why."""
+    cells = [Cell(p, *reasons[p.name]) for p in case.providers(session.device) if p.name in reasons]
+    return [_record(case, cell, cells, None, session) for cell in cells]
+
+
+def _too_large(case: Case, cells: Sequence[Cell], work: Work, session: Session) -> None:
+    """Leave out what cannot fit: a provider that ran out of memory on a case of its operator that moves no more bytes."""
+    for cell in cells:
+        limit, smaller = session.exhausted.get((case.operator, cell.provider.name), (float("inf"), ""))
+        if work.bytes >= limit:
+            cell.status, cell.error = "oom", f"not tried: memory ran out on {smaller}, which is no larger"
+
+
+def _note_exhausted(case: Case, cells: Sequence[Cell], work: Work | None, session: Session) -> None:
+    for cell in cells:
+        key = (case.operator, cell.provider.name)
+        if cell.status == "oom" and work is not None and work.bytes < session.exhausted.get(key, (float("inf"), ""))[0]:
+            session.exhausted[key] = (work.bytes, case.id)
+
+
 def _budget(session: Session, remaining: int) -> float:
-    """Seconds that the rounds of this case may take: the suite's limit, or an even share of what is left."""
+    """Seconds that the rounds of this case may take: the suite's limit, or twice an even share of what is left.
+
+    Most cases end before their share is spent, so that an even share would cut the long ones and leave time over.
+    """
     limit = session.suite.case_budget_s
     if session.deadline is None:
         return limit
     left = session.deadline - time.perf_counter()
-    return min(limit, left / max(remaining, 1))
+    return min(limit, left * min(2 / max(remaining, 1), 1))
 
 
 def _mark(cells: Sequence[Cell], status: str, reason: str) -> None:
@@ -134,7 +177,7 @@ def _mark(cells: Sequence[Cell], status: str, reason: str) -> None:
 
 def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
     if isinstance(error, BackendError):
-        return "unsupported", str(error)
+        return "unsupported", str(error)  # what is wanted is not here
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return "oom", f"{prefix}{error}"
     return "failed", f"{prefix}{type(error).__name__}: {error}"
@@ -143,6 +186,8 @@ def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
 def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session) -> None:
     reference, low_precision = case.reference(inputs), case.low_precision(inputs)
     for cell in cells:
+        if cell.status != "ok":
+            continue
         if session.stop():
             cell.status, cell.error = "skipped", "the run was interrupted before this provider"
             continue
@@ -154,9 +199,11 @@ def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session)
             cell.status, cell.error = "unsupported", reason
             continue
         try:
+            session.checking(cell.provider.name)
             _check_one(case, cell, inputs, reference, low_precision, session)
         except Exception as error:  # any provider may fail in any way; the others must still be measured
             cell.status, cell.error = _failure(error)
+    session.checking(None)
 
 
 def _check_one(
@@ -199,7 +246,10 @@ def prepare(
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
-def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline) -> None:
+def _time_all(
+    cells: Sequence[Cell], session: Session, budget: float, timeline: telemetry.Timeline, *, whole: bool
+) -> None:
+    """Interleaved rounds, then the peak memory of each provider; in a quick run, of whole steps and models alone."""
     timed = [cell.timed for cell in cells if cell.timed is not None]
     interleave(
         timed,
@@ -213,7 +263,7 @@ def _time_all(cells: Sequence[Cell], session: Session, budget: float, timeline: 
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
-        elif cell.timed is not None and cell.timed.samples and not session.stop():
+        elif cell.timed is not None and cell.timed.samples and not session.stop() and (whole or not session.suite.quick):
             with cell.provider.context():
                 cell.memory = peak_memory(cell.timed.call, session.device)
 

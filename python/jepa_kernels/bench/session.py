@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +13,19 @@ from typing import Any
 
 import torch
 
-from . import document, energy_run, environment, profile, resume, runner
-from .cases import Case, Setting
+from . import energy_run, environment, isolate, profile, resume, runner
+from .cases import WHOLE, Case, Setting
 from .ceilings import Ceilings, measure_ceilings
 from .clocks import clock_for
 from .console import Progress, print_table
 from .devices import choose_device
 from .errors import require
+from .interrupt import StopFlag
 from .report import write_report
-from .store import DOCUMENT, ENVIRONMENT, PROFILES, Record, RunStore, read_environment, to_json
+from .store import DOCUMENT, ENVIRONMENT, PROFILES, STDOUT, Record, RunStore, emit_json, read_environment, to_json
 from .suite import Suite, from_record
 from .video import load_clip
 
-STEPS = ("train_step", "model")  # operators whose cases are whole steps
 OK, CASE_FAILED, INTERRUPTED = 0, 4, 130
 
 
@@ -40,38 +39,7 @@ class RunOptions:
     device: str = "auto"
     argv: tuple[str, ...] = ()
     resume: Path | None = None
-
-
-class StopFlag:
-    """Turns true at the first Ctrl-C; the second one raises KeyboardInterrupt."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-
-    def __call__(self) -> bool:
-        return self._event.is_set()
-
-    def set(self) -> None:
-        self._event.set()
-
-    @contextmanager
-    def on_interrupt(self) -> Iterator[None]:
-        """Handle SIGINT while inside; only the main thread may, elsewhere nothing changes."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(_number: int, _frame: object) -> None:
-            if self():
-                raise KeyboardInterrupt
-            self.set()
-            print("interrupted: finishing this round and saving; press Ctrl-C again to abort", flush=True)
-
-        previous = signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
+    json: Path | None = None  # where the document goes too; `-` is stdout, to which nothing else is written then
 
 
 def run(options: RunOptions) -> int:
@@ -79,6 +47,15 @@ def run(options: RunOptions) -> int:
 
     Raises `BenchInputError`, before anything is measured, for input that cannot be used.
     """
+    with redirect_stdout(sys.stderr) if options.json == STDOUT else nullcontext():
+        code, folder = _run(options)
+    if options.json is not None and folder is not None:
+        emit_json(options.json, (folder / DOCUMENT).read_text(encoding="utf-8"))
+    return code
+
+
+def _run(options: RunOptions) -> tuple[int, Path | None]:
+    """The exit code, and the folder where it holds results."""
     for package in ("rich", "matplotlib", "jinja2", "scipy"):  # ask now, not after minutes of measuring
         require(package)
     begin = time.perf_counter()
@@ -88,8 +65,7 @@ def run(options: RunOptions) -> int:
     clock_for(device, suite.timing.clock)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and streams of the clock are those of the current device
-    cases = suite.chosen()
-    runner.check_provider_names(cases, device, suite.providers)
+    cases = runner.chosen_cases(suite, device)
     meters = energy_run.prepare(device, suite)
     clip = load_clip(options.input)
     describe = partial(
@@ -120,7 +96,7 @@ def run(options: RunOptions) -> int:
     )
     left = [case for case in cases if case.id not in {r["case_id"] for r in done}]
     try:
-        measured = _measure(left, session, store, stop)
+        measured = _measure(left, session, store, stop, options.input)
         if not stop():
             with suppress(KeyboardInterrupt):  # what was measured is still reported
                 _profile_steps(left, measured, session, store.folder, options)
@@ -129,21 +105,23 @@ def run(options: RunOptions) -> int:
     return _finish(resume.in_suite_order([*done, *measured], cases), suite, described, store, stop)
 
 
-def _finish(records: list[Record], suite: Suite, described: dict[str, Any], store: RunStore, stop: StopFlag) -> int:
-    """Write document and report, print the table; the exit code."""
+def _finish(
+    records: list[Record], suite: Suite, described: dict[str, Any], store: RunStore, stop: StopFlag
+) -> tuple[int, Path | None]:
+    """Mark the run as finished, write its report, print its table; the exit code, and the folder where it holds results."""
     if not records:
         print(f"interrupted before the first case; {store.folder} holds no results", flush=True)
-        return INTERRUPTED
+        return INTERRUPTED, None
     if not stop():
-        store.write(DOCUMENT, to_json(document.build(records, described, store.run_id, "complete")))
+        store.write(ENVIRONMENT, to_json(described | {"finished": environment.now()}))
     print_table(records)
     print(f"report: {write_report(store.folder)}", flush=True)
     if stop():
         print(f"go on with: jepa-kernels bench run --resume {store.folder}", flush=True)
-        return INTERRUPTED
-    if any(r["status"] == "failed" for r in records):
-        return CASE_FAILED
-    return energy_run.NO_ENERGY if energy_run.lacking(records, suite) else OK
+        return INTERRUPTED, store.folder
+    if any(r["status"] in ("failed", "timeout") for r in records):
+        return CASE_FAILED, store.folder
+    return energy_run.NO_ENERGY if energy_run.lacking(records, suite) else OK, store.folder
 
 
 def _as_begun(options: RunOptions, folder: Path) -> RunOptions:
@@ -162,7 +140,7 @@ def _reopen(
     now = describe(ceilings=Ceilings(**described["ceilings"]))
     resume.check_same(described, now)
     expected = {c.id: {p.name for p in runner.select_providers(c, device, suite.providers)} for c in cases}
-    kept, dropped = resume.split(folder, cases, expected)
+    kept, dropped = resume.split(folder, cases, expected, finished=described.pop("finished", None) is not None)
     described.setdefault("resumed", []).append({"datetime": now["datetime"], "kept": len(kept), "dropped": len(dropped)})
     print(f"resuming {folder.name}: {len(kept)} cells stand, {len(dropped)} are measured again", flush=True)
     return RunStore.reopen(folder, kept, dropped), kept, described
@@ -176,10 +154,11 @@ def _profile_steps(
         return
     timed = {(r["case_id"], r["provider"]) for r in records if r["stats"] is not None}
     for case in cases:
-        if case.operator not in STEPS:
+        if case.operator not in WHOLE:
             continue
         for name in profile.default_providers(case, case.providers(session.device)):
-            if (case.id, name) not in timed or session.late():
+            unwanted = name == case.peer and not session.suite.profile_peer
+            if (case.id, name) not in timed or unwanted or session.late():
                 continue
             request = profile.Request(
                 case.id, name, str(session.device), session.suite.own, str(options.input or ""), session.suite.seed
@@ -191,8 +170,11 @@ def _profile_steps(
                 print(f"not profiled: {case.id} {name}: {error}", flush=True)
 
 
-def _measure(cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag) -> list[Record]:
+def _measure(
+    cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag, video: Path | None
+) -> list[Record]:
     """Run the cases until the end, an interrupt, or an abort; every record is stored before it is returned."""
+    run_case = partial(isolate.run_case, video=video) if session.suite.isolate else runner.run_case
     done: list[Record] = []
     try:
         with stop.on_interrupt(), Progress(len(cases)) as progress:
@@ -200,7 +182,7 @@ def _measure(cases: Sequence[Case], session: runner.Session, store: RunStore, st
                 if stop():
                     break
                 progress.start(case.id)
-                records = runner.run_case(case, session, len(cases) - index)
+                records = run_case(case, session, len(cases) - index)
                 for record in records:
                     store.append(record)
                     done.append(record)

@@ -1,4 +1,7 @@
-"""A run's folder: one fsynced line per cell, so that an interruption loses nothing, and a document at the end.
+"""A run's folder: one fsynced line per cell, so that an interruption loses nothing, and the environment.
+
+The environment says by `finished`, an instant, that all cases were run. The reports and the JSON document are made of these
+two files, and can be made again from them.
 
 Of the keys of a record, `energy` is `energy.EnergyReading` and `energy_model` is `energy.model.ModelledEnergy`, which is
 no measurement. `timeline` is the state of the machine while the provider ran, or None where it was not timed:
@@ -33,6 +36,7 @@ from .errors import BenchInputError
 
 RESULTS, ENVIRONMENT, DOCUMENT, REPORT = "results.jsonl", "environment.json", "run.json", "report.html"
 MARKDOWN, SUPERSEDED, PROFILES = "report.md", "superseded.jsonl", "profiles"
+STDOUT = Path("-")
 SCHEMA = 2  # of the records and the environment; a reader refuses every other
 Record = dict[str, Any]
 
@@ -135,6 +139,17 @@ def write_atomic(path: Path, text: str) -> Path:
 def to_json(value: Any) -> str:
     """JSON as all files of a run hold it: indented, without NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def emit_json(target: Path, text: str) -> None:
+    """Write JSON to a file, or to stdout for `-`; raises `BenchInputError` where it cannot be written."""
+    if target == STDOUT:
+        print(text, end="")
+        return
+    try:
+        write_atomic(target, text)
+    except OSError as error:
+        raise BenchInputError(f"--json {target} cannot be written: {error.strerror}") from error
 
 
 def read_results(folder: Path) -> list[Record]:

@@ -22,8 +22,9 @@ class Suite:
 
     name: str
     tags: tuple[str, ...] = ()
-    cases: tuple[str, ...] = ()
+    cases: tuple[str, ...] = ()  # globs; one that begins with `!` leaves out
     providers: tuple[str, ...] = ()
+    baseline: str = ""  # the provider that ratios are quoted against, where a case has it; else the case's own peer
     priority: tuple[str, ...] = ()  # globs of the cases to measure first, in this order
     seed: int = 0
     case_budget_s: float = 60.0
@@ -33,7 +34,9 @@ class Suite:
     energy_window_s: float = 5.0  # or 50 refreshes of the counter, where that is longer
     energy_idle_s: float = 10.0  # before and after the windows of a case
     profile: bool = True  # step cases are profiled after the timing, each in its own process
+    profile_peer: bool = True  # the peer too, beside our backend
     quick: bool = False
+    isolate: bool = False  # each case in a process of its own: a crash or a hang costs one case
     own: str = ""  # a Python file whose cases() are measured instead of the package's
     timing: TimingOptions = field(default_factory=TimingOptions)
 
@@ -63,14 +66,18 @@ FULL = Suite(name="full", tags=("full",))
 QUICK = Suite(
     name="quick",
     tags=("quick",),
-    case_budget_s=6.0,
-    time_budget_s=200.0,
+    cases=("!train_step/*-fp32", "!patch_embed/*-fp32", "!masked_attention/*causal*-fp32", "!masked_attention/*ragged*-fp32"),
+    providers=("!jk-reference", "!torch-part-*", "!torch-compile*"),
+    priority=("train_step/*",),
+    case_budget_s=9.0,
+    time_budget_s=90.0,
     energy_windows=3,
     energy_window_s=0.5,
     energy_idle_s=1.0,
+    profile_peer=False,
     quick=True,
     timing=TimingOptions(
-        rounds=20, min_rounds=10, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
+        rounds=40, min_rounds=10, enough_s=1.5, warmup_max_s=0.25, warmup_agreement=0.05, max_relative_ci=0.1, max_drift=0.1
     ),
 )
 

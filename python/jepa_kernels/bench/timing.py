@@ -26,6 +26,7 @@ class TimingOptions:
 
     rounds: int = 30
     min_rounds: int = 10
+    enough_s: float = 0.0  # of one case: with `min_rounds` done and this spent, no more rounds; 0 is no such limit
     sample_s: float = 1e-3
     warmup_max_s: float = 3.0
     warmup_agreement: float = 0.01
@@ -97,8 +98,8 @@ def interleave(
 
     Fills `samples` of each provider. A provider that raises keeps its `error` and leaves the rounds; the others go
     on. `watch(None)` is called before the first round and `watch(name)` after each sample, outside of all timing.
-    Ends after `options.rounds`, when `budget_s` seconds are spent, or after the round in which `stop()` turns
-    true: no round is cut, so every provider has the same ones.
+    Ends after `options.rounds`, when `budget_s` or `options.enough_s` seconds are spent (never by what was measured),
+    or after the round in which `stop()` turns true: no round is cut, so every provider has the same ones.
     """
     order = random.Random(seed)
     begin = now()
@@ -109,7 +110,8 @@ def interleave(
     watch(None)
     for index in range(options.rounds):
         spent = now() - begin
-        if stop() or (budget_s is not None and spent > budget_s):
+        enough = 0 < options.enough_s < spent and index >= options.min_rounds
+        if stop() or enough or (budget_s is not None and spent > budget_s):
             return
         running = [t for t in providers if t.error is None]
         for position, timed in enumerate(order.sample(running, len(running))):

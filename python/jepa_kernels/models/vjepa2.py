@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..functional.ema_update import ema_update_
 from ..functional.jepa_loss import jepa_loss
 from ..functional.patch_embed_pair import patch_embed_pair
+from ..ragged import RaggedIds
+from .packed import Mask, encode, predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
 from .vision_transformer import VisionTransformer, build_encoder
 
@@ -31,9 +33,9 @@ class VJEPA2(nn.Module):
     The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
 
     Shapes: `model(clips, masks_enc, masks_pred)` takes clips (B, C, T, H, W) or (B, T, H, W, C), and lists of int64 (B, K),
-    which may differ in K. It returns the scalar loss and a dict: `loss_per_mask` (M,); `target_std`, the mean over channels
-    of the targets' standard deviation over tokens, which goes to 0 when the representation collapses; `context_tokens` and
-    `target_tokens`, the counts of each mask.
+    which may differ in K, or of `jk.RaggedIds`. It returns the scalar loss and a dict: `loss_per_mask` (M,); `target_std`, the
+    mean over channels of the targets' standard deviation over tokens, which goes to 0 when the representation collapses;
+    `context_tokens` and `target_tokens`, the (mean) counts of each mask.
 
     Dtypes: clips are uint8, or floating-point and normalised. The loss is taken in float32 under any autocast.
 
@@ -67,6 +69,8 @@ class VJEPA2(nn.Module):
             raise ValueError(
                 f"masks_enc and masks_pred must pair up; got {len(masks_enc)} and {len(masks_pred)} masks"
             )
+        if any(isinstance(mask, RaggedIds) for mask in [*masks_enc, *masks_pred]):
+            return self._ragged(channels_first(clips, self.encoder.in_chans), masks_enc, masks_pred)
         for name, masks in (("masks_enc", masks_enc), ("masks_pred", masks_pred)):
             if empty := [index for index, ids in enumerate(masks) if not ids.numel()]:
                 raise ValueError(f"{name}[{empty[0]}] has no tokens; draw masks that keep and hide at least one each")
@@ -92,6 +96,25 @@ class VJEPA2(nn.Module):
             "target_tokens": [ids.shape[1] for ids in masks_pred],
         }
         return per_mask.mean(), stats
+
+    def _ragged(
+        self, clips: Tensor, masks_enc: Sequence[Mask], masks_pred: Sequence[Mask]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The same with masks of which some are `RaggedIds`: every sample keeps all of its tokens."""
+        grid, encoder = self.encoder.grid(clips), self.encoder
+        positions = encoder.positions(grid)
+        tokens = torch.cat([encoder.patch_embed(clips, keep=mask, pos_embed=positions).flatten(0, -2) for mask in masks_enc])
+        targets = self.targets(clips)
+        context = encode(encoder, tokens, masks_enc, grid[1:])
+        token = self.predictor.mask_tokens[0][0]
+        predicted = predict(self.predictor, context, masks_enc, masks_pred, token, encoder.num_patches)
+        per_mask = torch.stack(
+            [
+                jepa_loss(z, targets, mask, normalize=False)
+                for z, mask in zip(unpack(predicted, masks_pred), masks_pred, strict=True)
+            ]
+        )
+        return per_mask.mean(), stats_of(per_mask, targets, masks_enc, masks_pred)
 
     @torch.no_grad()
     def targets(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:

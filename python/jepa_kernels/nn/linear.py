@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from ..ops.plans import direct
 
-
 # Reordering a widening bfloat16 weight into oneDNN's blocks first pays from about this many rows on (measured: 8 % at 576 rows,
 # 15 % at 1024, nothing for weights that narrow).
 PACK_ROWS = 512

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
+from .. import globs
 from ..errors import BenchInputError
-from . import adamw_ema, ema_update, jepa_loss, masked_attention, patch_embed, patch_embed_pair, sigreg, train_step
+from . import adamw_ema, ema_update, encoder, jepa_loss, masked_attention, patch_embed, patch_embed_pair, sigreg, train_step
 from .base import Case, Provider, Setting, Work
 from .own import load_cases, model_case
 
-__all__ = ["Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
+WHOLE = ("train_step", "model", "encoder")  # operators whose cases are whole steps or models
+
+__all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
 
 
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
-    modules = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg, train_step)
-    return [case for module in modules for case in module.cases()]
+    operators = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg)
+    return [case for module in (*operators, encoder, train_step) for case in module.cases()]
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:
-    """The cases whose id matches any of the globs, or all without a glob.
+    """The cases whose id the globs choose (see `globs`), or all without a glob.
 
-    Raises `BenchInputError` for a glob that matches nothing.
+    Raises `BenchInputError` for a glob that matches nothing, and where nothing is left.
     """
-    if not patterns:
-        return list(cases)
-    chosen = set()
-    for pattern in patterns:
-        matched = {case.id for case in cases if fnmatchcase(case.id, pattern)}
-        if not matched:
-            raise BenchInputError(f"no case matches {pattern!r}; `jepa-kernels bench list` names them")
-        chosen |= matched
-    return [case for case in cases if case.id in chosen]
+    stray = globs.unmatched(patterns, [case.id for case in cases])
+    if stray is not None:
+        raise BenchInputError(f"no case matches {stray!r}; `jepa-kernels bench list` names them")
+    chosen = [case for case in cases if globs.matches(case.id, patterns)]
+    if not chosen:
+        raise BenchInputError(f"no case is left by {', '.join(map(repr, patterns))}")
+    return chosen

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from . import nvml, rapl
+from . import nvml, perf, rapl
 from .errors import Unavailable
 
 POLL_S = 2e-3  # how often a counter is asked while its next refresh is awaited
@@ -142,9 +142,9 @@ def device_uuid(device: torch.device) -> str:
     return str(torch.cuda.get_device_properties(device).uuid)
 
 
-def open_meters(device: torch.device, rapl_root: Path = rapl.ROOT) -> Meters:
+def open_meters(device: torch.device, rapl_root: Path = rapl.ROOT, perf_root: Path = perf.ROOT) -> Meters:
     """Every meter of a device, and for each absent one the reason."""
-    cpu, missing = _open_rapl(rapl_root)
+    cpu, missing = _open_rapl(rapl_root, perf_root)
     if device.type != "cuda":
         main = cpu.pop("CPU packages", None)
         reason = missing.pop("CPU packages", None)
@@ -155,12 +155,28 @@ def open_meters(device: torch.device, rapl_root: Path = rapl.ROOT) -> Meters:
     return found
 
 
-def _open_rapl(root: Path) -> tuple[dict[str, Meter], dict[str, str]]:
+def open_cpu(scope: str, rapl_root: Path = rapl.ROOT, perf_root: Path = perf.ROOT) -> Meter:
+    """The meter of `CPU packages` or `DRAM`: the powercap files, or where those cannot be read the perf event.
+
+    Raises `Unavailable` with what mends the files, and why the event does not serve either.
+    """
+    opener = rapl.open_packages if scope == "CPU packages" else rapl.open_dram
+    try:
+        return opener(rapl_root)
+    except Unavailable as files:
+        try:
+            return perf.open_counter(scope, perf_root)
+        except Unavailable as event:
+            fix = " or ".join(one.fix for one in (files, event) if one.fix) or None
+            raise Unavailable(f"{files.what}; {event.what}", files.flag or event.flag, fix) from event
+
+
+def _open_rapl(rapl_root: Path, perf_root: Path) -> tuple[dict[str, Meter], dict[str, str]]:
     found: dict[str, Meter] = {}
     missing: dict[str, str] = {}
-    for scope, opener in (("CPU packages", rapl.open_packages), ("DRAM", rapl.open_dram)):
+    for scope in perf.EVENTS:
         try:
-            found[scope] = opener(root)
+            found[scope] = open_cpu(scope, rapl_root, perf_root)
         except Unavailable as error:
             missing[scope] = error.reason
     return found, missing
@@ -198,7 +214,7 @@ def _board_meter(board: nvml.Board) -> Meters:
 def packages_or_none() -> Meter | None:
     """A meter of the CPU packages for the timeline, of its own; None where there is none."""
     try:
-        return rapl.open_packages()
+        return open_cpu("CPU packages")
     except Unavailable:
         return None
 

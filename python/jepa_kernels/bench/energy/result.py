@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .measure import Measured, Subject
 
 CROSS_CHECK_LIMIT = 0.05
+SLOPE_LIMIT = 0.02
 IDLE_CHANGE_LIMIT = 0.05
 CONFIDENCE = 0.95
 
@@ -37,6 +38,7 @@ class EnergyReading:
     scope: str | None = None
     window_s: float | None = None
     calls: float | None = None
+    slope_joules_per_call: float | None = None  # a second estimate: slope of the counter over time, times the time of a call
     status: str | None = None  # ok or inconclusive
     flags: tuple[str, ...] = ()
     ci95: tuple[float, float] | None = None
@@ -91,7 +93,10 @@ def reading(
     half = relative_interval([w.joules / w.calls for w in windows])
     marginal, marginal_reason = _marginal(per_call, seconds_per_call, measured)
     cross = _cross_check(subject.name, windows, meters, timeline)
+    slope = _slope(windows, calls)
     flags = [*meters.flags, *_flags(windows, measured, meters, cross)]
+    if slope is not None and abs(slope / per_call - 1) > SLOPE_LIMIT:
+        flags.append("estimates_differ")
     wide = half > measured.options.max_relative_ci
     if wide:
         flags.append("wide_interval")
@@ -103,7 +108,8 @@ def reading(
         scope=meters.main.scope,
         window_s=seconds,
         calls=calls,
-        status="inconclusive" if wide or "cross_check_failed" in flags else "ok",
+        slope_joules_per_call=slope,
+        status="inconclusive" if wide or {"cross_check_failed", "estimates_differ"} & set(flags) else "ok",
         flags=tuple(flags),
         ci95=(per_call * (1 - half), per_call * (1 + half)) if math.isfinite(half) else None,
         marginal_joules_per_call=marginal,
@@ -140,6 +146,13 @@ def spans(subject: Subject, measured: Measured, zero: float) -> list[dict[str, A
 
 def _flag(flag: str | None) -> tuple[str, ...]:
     return () if flag is None else (flag,)
+
+
+def _slope(windows: Sequence[Window], calls: float) -> float | None:
+    """Joules of a call by the slopes of all windows; None where one has too few marks."""
+    watts = [window.slope_watts for window in windows]
+    known = [w * window.seconds for w, window in zip(watts, windows, strict=True) if w is not None]
+    return sum(known) / calls if len(known) == len(windows) else None
 
 
 def _sum(total: float, parts: dict[str, float | None]) -> float | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from .errors import Unavailable
 from .loads import Batch, Load, Poll
 from .meters import POLL_S, Meter, Meters
 
 Now = Callable[[], float]
+MARK_S, MARK_UPDATES = 1.0, 10  # between marks inside a window: seldom, for some boards answer stale when they are asked often
 STILL_LIMIT_S = 5.0  # a counter that has not moved for so long, with the device at work, does not count
 
 
@@ -30,7 +32,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Window:
-    """What was counted between two marks. `calls` is a time divided by a time and need not be whole."""
+    """What was counted between two marks. `calls` is a time divided by a time and need not be whole.
+
+    `marks` are (instant, joules) at refreshes of the counter: both ends, and seldom between. Their slope is a second
+    estimate of the power, which no single reading decides.
+    """
 
     begin_s: float
     end_s: float
@@ -40,6 +46,17 @@ class Window:
     busy: float
     resolution_s: float
     parts: dict[str, float] = field(default_factory=dict)
+    marks: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def slope_watts(self) -> float | None:
+        """Slope of joules over time by least squares; None with fewer than three marks."""
+        if len(self.marks) < 3:
+            return None
+        instants, joules = zip(*self.marks, strict=True)
+        middle, mean = fmean(instants), fmean(joules)
+        spread = sum((t - middle) ** 2 for t in instants)
+        return sum((t - middle) * (j - mean) for t, j in self.marks) / spread
 
     @property
     def seconds(self) -> float:
@@ -142,8 +159,12 @@ def run_window(
         while now() - start < settle_s or not progress.ends:
             progress.run(load, watch)
         begin = _edge(meters, main, load, progress, now, watch)
+        marks, step = [begin], max(MARK_S, MARK_UPDATES * (meters.update_s or 0.0))
         while now() - begin.instant < window_s:
-            progress.run(load, watch)
+            if meters.update_s is not None and marks[-1].instant + step <= now() <= begin.instant + window_s - step / 2:
+                marks.append(_edge(meters, main, load, progress, now, watch))
+            else:
+                progress.run(load, watch)
         end = _edge(meters, main, load, progress, now, watch)
     finally:
         load.drain()
@@ -157,6 +178,7 @@ def run_window(
         busy=busy,
         resolution_s=begin.resolution_s + end.resolution_s,
         parts={scope: end.parts[scope] - joules for scope, joules in begin.parts.items()},
+        marks=tuple((mark.instant, mark.joules) for mark in (*marks, end)),
     )
 
 

@@ -1,9 +1,9 @@
-"""The mask sampler keeps V-JEPA 2's definitions and statistics; `apply_masks` gathers as defined."""
+"""The 3-D mask sampler: V-JEPA's draws, definitions and statistics."""
 
 import pytest
 import torch
 
-from jepa_kernels.masks import BlockMask, MultiBlockMask3D, apply_masks
+from jepa_kernels.masks import BlockMask, MultiBlockMask3D
 
 GRID = (8, 16, 16)  # 16 frames of 256x256 pixels
 NUM_TOKENS = 8 * 16 * 16
@@ -37,8 +37,9 @@ def test_blocks_span_all_frames():
 
 
 def test_one_block_is_a_rectangle_of_the_drawn_size():
-    for seed in range(20):
-        _, (target,) = sampler(BlockMask((0.15, 0.15), num_blocks=1), seed=seed)(3)
+    draw = sampler(BlockMask((0.15, 0.15), num_blocks=1))
+    for _ in range(20):
+        _, (target,) = draw(3)
         place = target[:, : target.shape[1] // GRID[0]]  # its first frame
         rows, columns = place // 16, place % 16
         height = rows.amax(1) - rows.amin(1) + 1
@@ -108,7 +109,7 @@ def test_options_of_the_official_sampler():
 def test_empty_contexts_are_drawn_again():
     # Two blocks of 3/4 of the columns on a 1x1x4 grid leave nothing about half of the time.
     draw = sampler(BlockMask((0.75, 0.75), num_blocks=2, aspect_ratio=(0.3, 0.3)), grid=(1, 1, 4))
-    assert draw._block_size(draw.masks[0]) == (1, 1, 3)
+    assert draw._block_size(draw.masks[0], torch.Generator()) == (1, 1, 3)
     assert all(draw(16)[0][0].shape[1] >= 1 for _ in range(10))
 
 
@@ -159,35 +160,25 @@ def test_from_clip_drops_no_pixels(clip, message):
         MultiBlockMask3D.from_clip(*clip)
 
 
-def test_apply_masks_is_mask_major():
-    x = torch.randn(3, 10, 4)
-    masks = [torch.tensor([[0, 9], [1, 2], [5, 5]]), torch.tensor([[3, 4], [0, 1], [8, 9]])]
-    out = apply_masks(x, masks)
-    assert out.shape == (6, 2, 4)
-    for m, mask in enumerate(masks):
-        for b in range(3):
-            assert torch.equal(out[m * 3 + b], x[b, mask[b]])
-    assert torch.equal(apply_masks(x, masks[0]), out[:3])
-    lengths = [part.shape[1] for part in apply_masks(x, [masks[0], masks[1][:, :1]], concat=False)]
-    assert lengths == [2, 1]
+def test_draws_are_the_official_ones():
+    # Two batches of two clips, as the official collator draws them after torch.manual_seed(3).
+    mask = BlockMask((0.15, 0.3), num_blocks=2, temporal_scale=(0.5, 1.0))
+    draw = sampler(mask, seed=3, grid=(2, 4, 6))
+    expected = [
+        [[0, 1, 2, 6, 7, 8, 30, 31, 32, 36], [25, 26, 27, 31, 32, 33, 34, 38, 39, 40]],
+        [[6, 7, 12, 13, 16, 17, 22, 23], [13, 14, 16, 17, 19, 20, 22, 23]],
+    ]
+    first_contexts = []
+    for targets in expected:
+        (context,), (target,) = draw(2)
+        assert target.tolist() == targets
+        first_contexts.append(context[0].tolist())
+    assert first_contexts[0] == [*range(3, 6), *range(9, 30), *range(33, 36), *range(39, 48)]
 
 
-def test_apply_masks_adds_gradients_of_repeated_ids():
-    x = torch.zeros(1, 3, 2, dtype=torch.float64, requires_grad=True)
-    apply_masks(x, [torch.tensor([[0, 2]]), torch.tensor([[2, 2]])]).sum().backward()
-    assert x.grad[0, :, 0].tolist() == [1.0, 0.0, 3.0]
-
-
-@pytest.mark.parametrize(
-    ("mask", "error", "message"),
-    [
-        (torch.tensor([[0, 10]]), ValueError, r"0\.\.9.*got 0\.\.10"),
-        (torch.tensor([[-1, 0]]), ValueError, r"got -1\.\.0"),
-        (torch.tensor([[0.0]]), TypeError, "int64"),
-        (torch.tensor([0, 1]), ValueError, r"\(B, K\)"),
-        (torch.tensor([[0], [1]]), ValueError, "B = 1"),
-    ],
-)
-def test_apply_masks_rejects(mask, error, message):
-    with pytest.raises(error, match=message):
-        apply_masks(torch.zeros(1, 10, 2), [mask])
+def test_the_state_goes_on_where_it_was_taken():
+    draw, again = sampler(seed=5), sampler(seed=6)
+    draw(2)
+    again.load_state_dict(draw.state_dict())
+    for one, two in zip(draw(3)[0], again(3)[0], strict=True):
+        assert one.equal(two)

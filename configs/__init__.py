@@ -1,0 +1,1 @@
+"""Configurations of `jepa-kernels train`: `--config NAME` finds them as package data."""

@@ -1,0 +1,76 @@
+"""What I-JEPA and V-JEPA share: an encoder, a predictor, and a target encoder that follows the encoder."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..functional.ema_update import ema_update_
+from ..functional.patch_embed_pair import patch_embed_pair
+from .packed import Mask, encode
+from .vision_transformer import VisionTransformer
+
+# Of the parameter-free LayerNorm on the targets: the default of torch, where the layers of the model use 1e-6.
+TARGET_NORM_EPS = 1e-5
+
+
+class JointEmbedding(nn.Module):
+    """Encoder, predictor and target encoder; a subclass adds the prediction and the loss.
+
+    The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
+    """
+
+    def __init__(self, encoder: VisionTransformer, predictor: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.predictor = predictor
+        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+
+    @torch.no_grad()
+    def targets(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """What the predictor has to predict, for every token: pixels -> (B, N, D) float32, no gradient.
+
+        `tokens`, if given, are the target's patch embedding of the pixels."""
+        h = self.target_encoder(x, tokens=tokens)  # ends in the affine LayerNorm of the encoder
+        return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
+
+    def embed_and_encode(self, x: Tensor, masks_enc: Sequence[Mask]) -> tuple[Tensor, Tensor]:
+        """The targets (B, N, D), and the encoded context of all masks, packed (total, D). Dense masks read the pixels once."""
+        grid, own, target = self.encoder.grid(x), self.encoder.patch_embed, self.target_encoder.patch_embed
+        positions, target_positions = self.encoder.positions(grid), self.target_encoder.positions(grid)
+        uint8 = x.dtype == torch.uint8  # floating-point pixels have been normalised
+        statistics: dict[str, Any] = {"mean": own.mean if uint8 else None, "std": own.std if uint8 else None}
+        if all(isinstance(mask, Tensor) for mask in masks_enc):
+            every, kept = patch_embed_pair(
+                x,
+                target.proj.weight,
+                target.proj.bias,
+                own.proj.weight,
+                own.proj.bias,
+                keep=list(masks_enc),  # type: ignore[arg-type]
+                target_pos_embed=target_positions,
+                context_pos_embed=positions,
+                **statistics,
+            )
+            tokens = torch.cat([part.flatten(0, 1) for part in kept])
+        else:
+            every = target(x, pos_embed=target_positions)
+            tokens = torch.cat([own(x, keep=mask, pos_embed=positions) for mask in masks_enc])
+        return self.targets(x, every), encode(self.encoder, tokens, masks_enc, grid[1:])
+
+    def update_target(self, momentum: float) -> None:
+        """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
+        ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
+
+
+def redraw_linear_weights(module: nn.Module, std: float = 0.02) -> None:
+    """Draws every linear weight anew. The official I-JEPA and V-JEPA scripts do so after building their models, which takes
+    back the division by sqrt(2 l) that their constructors, as V-JEPA 2's, apply to layer l."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=std)

@@ -31,10 +31,10 @@ _EXPORTS = {
     "unpatch": "integrations.core",
     "vicreg_loss": "functional.vicreg_loss",
 }
-_SUBMODULES = ("backends", "data", "hardware", "integrations", "masks", "models", "nn", "optim", "reference")
+_SUBMODULES = ("backends", "data", "envs", "hardware", "integrations", "masks", "models", "nn", "optim", "planning", "reference")
 
 if TYPE_CHECKING:
-    from . import backends, data, hardware, integrations, masks, models, nn, optim, reference
+    from . import backends, data, envs, hardware, integrations, masks, models, nn, optim, planning, reference
     from .attention_masks import FrameCausal, KeyPadding, Ragged
     from .backends import BackendError, backend
     from .functional.adamw_ema import adamw_ema_
@@ -69,6 +69,7 @@ __all__ = [
     "backends",
     "data",
     "ema_update_",
+    "envs",
     "explain",
     "hardware",
     "integrations",
@@ -81,6 +82,7 @@ __all__ = [
     "patch",
     "patch_embed",
     "patch_embed_pair",
+    "planning",
     "reference",
     "sigreg",
     "unpatch",

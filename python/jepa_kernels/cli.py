@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_doctor(commands)
     _add_patch_report(commands)
     train_command.add(commands)
+    _add_plan(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -84,6 +85,14 @@ def _add_patch_report(commands: Any) -> None:
     patching.add_argument("--gflops", type=float, metavar="RATE", help="matrix rate in GFLOP/s (default: measured)")
     patching.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth in GB/s (default: measured)")
     patching.set_defaults(handler=_patch_report)
+
+
+def _add_plan(commands: Any) -> None:
+    from .planning import command
+
+    planning = commands.add_parser("plan", help="let a world model choose actions, in an environment or between two images")
+    command.add_arguments(planning)
+    planning.set_defaults(handler=_plan)
 
 
 def _add_list(actions: Any) -> None:
@@ -197,6 +206,17 @@ def _patch_report(options: argparse.Namespace) -> int:
     try:
         print(command.patch_report(options.factory, roofs, options.gflops, options.bandwidth))
     except command.FactoryError as error:
+        raise BenchInputError(str(error)) from error
+    return OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from .bench.errors import BenchInputError
+    from .planning import command
+
+    try:
+        print(command.run(options))
+    except ValueError as error:
         raise BenchInputError(str(error)) from error
     return OK
 

@@ -1,5 +1,7 @@
 """The thin reference models: I-JEPA, V-JEPA and V-JEPA 2 as compositions of this package's operators."""
 
+from .ac_predictor import VisionTransformerPredictorAC
+from .ac_training import ACLosses, ac_losses, normalize_tokens
 from .configs import ENCODER_SIZES, EncoderSize, encoder_size
 from .ijepa import IJEPA, IJEPAPredictor, build_ijepa, images_channels_first
 from .predictor import VisionTransformerPredictor
@@ -14,12 +16,15 @@ __all__ = [
     "IJEPA",
     "VJEPA",
     "VJEPA2",
+    "ACLosses",
     "EncoderSize",
     "IJEPAPredictor",
     "MultiSeqWrapper",
     "PredictorMultiSeqWrapper",
     "VisionTransformer",
     "VisionTransformerPredictor",
+    "VisionTransformerPredictorAC",
+    "ac_losses",
     "build_encoder",
     "build_ijepa",
     "build_vjepa",
@@ -30,5 +35,6 @@ __all__ = [
     "load_official_checkpoint",
     "make_adamw_ema",
     "make_optimizer",
+    "normalize_tokens",
     "train_step",
 ]

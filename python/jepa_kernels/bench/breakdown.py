@@ -12,7 +12,7 @@ TARGET_UPDATE = ("jepa_kernels::ema_update", "aten::_foreach_lerp", "aten::_fore
 
 # The kind of work of an operator, by how its name begins; the first that fits.
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear"),
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear", "mkldnn::_reorder"),
     "attention": (
         "aten::_scaled_dot_product",
         "aten::_flash_attention",

@@ -50,7 +50,9 @@ def test_cpu_backend_follows_the_reference(make_model, video_clips, reference_ru
         pytest.skip(reason)
     with jk.backend("cpu"):
         losses, _ = train(make_model, video_clips)
-    torch.testing.assert_close(losses, reference_run, rtol=0, atol=1e-4)
+    torch.testing.assert_close(losses[0], reference_run[0], rtol=1e-6, atol=0)
+    # Adam's first steps make a whole step of a gradient that is nothing but rounding, so later losses part by more than that.
+    torch.testing.assert_close(losses, reference_run, rtol=1e-3, atol=0)
 
 
 def test_equal_seeds_give_equal_runs(make_model, video_clips):

@@ -33,9 +33,9 @@ def test_tokens_are_normalised(world: WorldModel) -> None:
     torch.testing.assert_close(tokens.std(-1, unbiased=False), torch.ones(5, 4), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("cost", ["last", "mean"])
-def test_the_cost_is_the_distance_to_the_goal_in_representation_space(world: WorldModel, cost: str) -> None:
-    world.cost = cost
+@pytest.mark.parametrize("hurry", [0.0, 0.5])
+def test_the_cost_is_the_distance_to_the_goal_in_representation_space(world: WorldModel, hurry: float) -> None:
+    world.hurry = hurry
     seen, goal = noise(32, 32, 3), noise(32, 32, 3)
     once = CEMConfig(samples=8, iterations=1, horizon=3, topk=2)
     plan = world.plan(seen, goal, once, generator=torch.Generator().manual_seed(0))
@@ -43,7 +43,7 @@ def test_the_cost_is_the_distance_to_the_goal_in_representation_space(world: Wor
     drawn = torch.stack([torch.randn(8, 2, generator=generator) * 0.12 for _ in range(3)], 1).clamp(-0.12, 0.12)
     frames = world.rollout(seen)(drawn * world.action_scale)
     steps = (frames - world.encode(goal)[:, None]).abs().flatten(2).mean(2)  # [S, H]
-    expected = steps[:, -1] if cost == "last" else steps.mean(1)
+    expected = steps[:, -1] + hurry * steps.mean(1)
     assert plan.elites[0] == expected.topk(2, largest=False).indices.tolist()
     assert plan.best_costs[0] == pytest.approx(float(expected.detach().min()), rel=1e-5)
 
@@ -117,8 +117,8 @@ def test_parts_that_do_not_fit_are_named(world: WorldModel, tmp_path: Path) -> N
         WorldModel(world.encoder, world.predictor, ActionSpace.end_effector())
     with pytest.raises(ValueError, match="poses and their actions have 7 numbers"):
         WorldModel(world.encoder, world.predictor, world.space, poses=True)
-    with pytest.raises(ValueError, match="'last' or 'mean'"):
-        WorldModel(world.encoder, world.predictor, world.space, cost="first")
+    with pytest.raises(ValueError, match="hurry must be finite"):
+        WorldModel(world.encoder, world.predictor, world.space, hurry=-1.0)
     with pytest.raises(ValueError, match="lacks encoder, predictor, space"):
         build_world_model({"world": {}})
     (tmp_path / "text.pt").write_text("no checkpoint")

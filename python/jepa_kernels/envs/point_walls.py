@@ -51,12 +51,12 @@ class PointWalls:
     def __init__(
         self,
         size: int = 32,
-        walls: Sequence[Wall] = ((0.46, 0.0, 0.54, 0.5),),
+        walls: Sequence[Wall] = ((0.46, 0.0, 0.54, 0.3),),
         max_step: float = 0.12,
         radius: float = 0.08,
         tolerance: float = 0.1,
         min_distance: float = 0.4,
-        max_episode_steps: int = 30,
+        max_episode_steps: int = 25,
     ) -> None:
         self.size, self.walls = size, tuple(walls)
         self.max_step, self.radius, self.tolerance = max_step, radius, tolerance

@@ -23,9 +23,10 @@ FORMAT = "jepa_kernels world model 1"
 class WorldModel(nn.Module):
     """Plans actions that lead from what is seen to what a goal image shows, comparing in representation space alone.
 
-    Formula: with h the encoder's tokens after `normalize_tokens`, the cost of a candidate is mean |z - h(goal)| over tokens and
-    channels, z the tokens that the predictor expects after its last action; or, with `cost="mean"`, the mean of that over
-    all steps, which also prefers the sequence that arrives earlier.
+    Formula: with h the encoder's tokens after `normalize_tokens` and d_t = mean |z_t - h(goal)| over tokens and channels, z_t
+    what the predictor expects after action t, the cost of a candidate is d_H, as published, plus `hurry` times the mean of
+    d_1..d_H. Without hurry a planner that looks further than the goal is away has no reason to set out now, and at every
+    step none again.
 
     Shapes: images are uint8 (H, W, C) or (B, H, W, C), of the size that the encoder was built for. A clip encoder sees each
     image twice, as V-JEPA 2-AC does.
@@ -54,7 +55,7 @@ class WorldModel(nn.Module):
         *,
         poses: bool = False,
         action_scale: float = 1.0,
-        cost: str = "last",
+        hurry: float = 0.0,
     ) -> None:
         super().__init__()
         if encoder.embed_dim != predictor.embed_dim or space.size != predictor.action_embed_dim:
@@ -67,10 +68,10 @@ class WorldModel(nn.Module):
                 f"poses and their actions have {POSE_SIZE} numbers, and the scale 1; the action space has {space.size} numbers, "
                 f"the scale is {action_scale}"
             )
-        if cost not in ("last", "mean"):
-            raise ValueError(f"cost is {cost!r}; choose 'last' or 'mean'")
+        if not 0.0 <= hurry < float("inf"):
+            raise ValueError(f"hurry must be finite and at least 0; got {hurry}")
         self.encoder, self.predictor, self.space = encoder, predictor, space
-        self.poses, self.action_scale, self.cost = poses, action_scale, cost
+        self.poses, self.action_scale, self.hurry = poses, action_scale, hurry
 
     @property
     def device(self) -> torch.device:
@@ -141,8 +142,8 @@ class WorldModel(nn.Module):
 
         def cost(actions: Tensor) -> Tensor:
             frames = rollout(actions * self.action_scale)  # [S, H, P, D]
-            compared = frames[:, -1:] if self.cost == "last" else frames
-            return (compared - target[:, None]).abs().flatten(1).mean(1)
+            distances = (frames - target[:, None]).abs().flatten(2).mean(2)  # [S, H]
+            return distances[:, -1] + self.hurry * distances.mean(1)
 
         search: Any = mppi if isinstance(config, MPPIConfig) else cem
         return search(cost, self.space, config, generator=generator, mean=mean, device=self.device)

@@ -46,6 +46,11 @@ class Batch:
     skipped: dict[str, str]
     error: str = ""
 
+    def pin_memory(self) -> Batch:
+        """The pixels in memory from which a GPU copies by itself; the loader calls this."""
+        self.inputs = self.inputs.pin_memory()
+        return self
+
 
 @dataclass(frozen=True)
 class _Key:
@@ -160,15 +165,17 @@ def training_files(folder: str | Path) -> list[Path]:
 
 
 def batches(
-    files: Sequence[Path], sampler: Any, config: Config, first_step: int, steps: int, rank: int = 0, world: int = 1
-) -> DataLoader[Any]:
-    """A loader of `Batch`es: those of the steps from `first_step` up to `steps`, of process `rank` of `world`."""
+    files: Sequence[Path], sampler: Any, config: Config, first_step: int, steps: int, rank: int = 0, world: int = 1,
+    pin: bool = False,
+) -> DataLoader[Any]:  # fmt: skip
+    """A loader of `Batch`es: those of the steps from `first_step` up to `steps`, of process `rank` of `world`; `pin` for GPUs."""
     workers = config.data.num_workers
     return DataLoader(
         FileDataset(files, config),
         batch_sampler=_Order(len(files), config, first_step, steps, rank, world),
         collate_fn=_Collate(sampler, config),
         num_workers=workers,
+        pin_memory=pin,
         worker_init_fn=_quiet_worker if workers else None,
         generator=torch.Generator(),  # its own: a loader would take a number from the global one, whose state is saved
     )

@@ -221,15 +221,15 @@ def _run(trainer: Trainer, signals: _Signals, log: metrics.Log | None, shown: me
     world, run, steps = trainer.world, trainer.config.run, trainer.schedules.steps
     last = min(steps, trainer.options.stop_after or steps)
     loader = batches(
-        trainer.files, trainer.sampler, trainer.config, trainer.progress.step, last, world.rank, world.size
-    )
+        trainer.files, trainer.sampler, trainer.config, trainer.progress.step, last, world.rank, world.size,
+        pin=world.device.type == "cuda",
+    )  # fmt: skip
     before = time.perf_counter()
     for batch in loader:
         trainer.progress.waited_s += time.perf_counter() - before
         stats = trainer.step(batch)
         done = trainer.progress.step
-        told = done % run.log_every == 0 or done == last
-        if told:
+        if done % run.log_every == 0 or done == last:
             record = trainer.record(batch, stats)
             if log is not None and shown is not None:
                 log.write(record)
@@ -241,8 +241,7 @@ def _run(trainer: Trainer, signals: _Signals, log: metrics.Log | None, shown: me
             except SaveError as error:  # nothing is lost: the run goes on, and the next attempt may find space
                 if shown is not None:
                     shown.say(f"warning: {error}")
-        # Several processes agree where they exchange numbers anyway; one alone ends after any step.
-        if (told or world.size == 1) and world.any(signals.asked):
+        if world.any(signals.asked):
             return
         before = time.perf_counter()
 

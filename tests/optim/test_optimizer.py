@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 import jepa_kernels as jk
+from jepa_kernels import _native
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -253,3 +255,18 @@ def test_bad_momentum_leaves_everything_untouched():
     with pytest.raises(ValueError, match="momentum must lie"):
         optimizer.step(momentum=math.nan)
     assert largest_difference(ours.parameters(), before) == 0.0 and not optimizer.state and target.step == 0
+
+
+def test_no_gradient_outlives_its_step_on_the_cpu():
+    """Gradients kept by a plan would lie in memory beside those of the next backward pass."""
+    if (reason := _native.why_no_cpu()) is not None:
+        pytest.skip(reason)
+    module = torch.nn.Linear(8, 4)
+    optimizer = jk.AdamWEMA(module.parameters(), target=jk.EMATarget(module))
+    with jk.backend("cpu"):
+        for _ in range(3):
+            module(torch.ones(2, 8)).sum().backward()
+            gradients = [weakref.ref(parameter.grad) for parameter in module.parameters()]
+            optimizer.step()
+            optimizer.zero_grad()
+            assert all(gradient() is None for gradient in gradients)

@@ -190,6 +190,8 @@ class CpuPlan:
             self._native.update(
                 scalars.hyper.tolist(), decision.momentum, decision.grad_factor, torch.get_num_threads()
             )
+        # Only addresses stay: gradients kept until the next step would lie beside those that its backward pass makes.
+        self._grads = []
 
 
 def like(params: Sequence[Tensor], others: Sequence[Tensor]) -> list[Tensor]:

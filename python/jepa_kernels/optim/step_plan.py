@@ -60,12 +60,13 @@ class StepPlan:
         self._watch = plans.watch_tensors(self._kept)
         self._slots = plans.watch_slots([state[param] for param in params])
         self._written = [tensor for name in ("params", "targets", "param_shadows", "target_shadows") for tensor in lists[name]]
-        self._tensors = Tensors(**lists, groups=groups)
+        tensors = Tensors(**lists, groups=groups)
+        self._local = lists["params"]  # of the gradients nothing is kept, or their memory would be
         self._grads = [(grad.data_ptr(), grad.dtype) for grad in grads]
         self._forced = backends.forced(OPERATOR)
         scalars = Scalars(self.none, self.none, self.none, self.none)
-        entry = backends.resolve(operator.OPERATOR, self.device, (*self._tensors, *scalars, False))
-        self._plan = entry.functions["plan"](self._tensors)
+        entry = backends.resolve(operator.OPERATOR, self.device, (*tensors, *scalars, False))
+        self._plan = entry.functions["plan"](tensors)
 
     def fits(self, params: list[Tensor], target: EMATarget | None) -> bool:
         """Whether this plan is of these parameters and this target, and none of its tensors moved or was replaced."""
@@ -86,14 +87,14 @@ class StepPlan:
             ValueError: a gradient on another device, or of another shape than its parameter.
         """
         found = [(grad.data_ptr(), grad.dtype) for grad in grads]
-        for grad, param in zip(grads, self._tensors.params, strict=True):
+        for grad, param in zip(grads, self._local, strict=True):
             if grad.shape != param.shape or grad.device != self.device:
                 raise ValueError(
                     f"AdamWEMA: a gradient of shape {tuple(grad.shape)} on {grad.device} for a parameter of "
                     f"{tuple(param.shape)} on {self.device}"
                 )
         if found != self._grads or any(
-            grad.stride() != param.stride() for grad, param in zip(grads, self._tensors.params, strict=True)
+            grad.stride() != param.stride() for grad, param in zip(grads, self._local, strict=True)
         ):
             self._plan.set_grads(grads)
             self._grads = found

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..patch_grid import patch_count
-from .keep import MAX_DRAWS, Masks, check_budget, check_keep, check_range, joined, subset, uniform
+from .keep import MAX_DRAWS, Masks, Sampler, check_budget, check_keep, check_range, joined, subset, uniform
 
 # Draws after which one more of the target rectangles may overlap the context, as the official sampler has it.
 _PATIENCE = 20
@@ -38,7 +37,7 @@ class RectangleMasks:
 IJEPA_MASKS = RectangleMasks()
 
 
-class MultiBlockMask2D:
+class MultiBlockMask2D(Sampler):
     """Draws context and target token ids with I-JEPA's multi-block sampler, draw for draw.
 
     Formula: batch number i seeds a generator, from which one uniform u1 gives the size of all target rectangles of the batch
@@ -191,15 +190,6 @@ class MultiBlockMask2D:
                 if len(ids) > self.masks.min_keep:
                     return ids
         raise AssertionError("a rectangle without constraints holds more than min_keep tokens")
-
-    def state_dict(self) -> dict[str, Any]:
-        """The batch number and the generator's state."""
-        return {"step": self.step, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
-        self.step = int(state["step"])
-        self.generator.set_state(state["generator"])
 
 
 def _check(masks: RectangleMasks) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..patch_grid import patch_count
-from .keep import MAX_DRAWS, Masks, check_budget, check_keep, check_range, complement, joined, subset, uniform
+from .keep import MAX_DRAWS, Masks, Sampler, check_budget, check_keep, check_range, complement, joined, subset, uniform
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class BlockMask:
 VJEPA2_MASKS = (BlockMask((0.15, 0.15), num_blocks=8), BlockMask((0.7, 0.7), num_blocks=2))
 
 
-class MultiBlockMask3D:
+class MultiBlockMask3D(Sampler):
     """Draws context and target token ids with V-JEPA's multi-block 3-D sampler, draw for draw.
 
     Formula: for every `BlockMask`, batch number i seeds a generator, from which the scales t, s and the aspect ratio a are drawn
@@ -200,15 +200,6 @@ class MultiBlockMask3D:
             covered[start : start + t, top : top + h, left : left + w] = True
         covered[max(1, int(frames * mask.max_temporal_keep)) :] = True
         return covered
-
-    def state_dict(self) -> dict[str, Any]:
-        """The batch number and the generator's state."""
-        return {"step": self.step, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken."""
-        self.step = int(state["step"])
-        self.generator.set_state(state["generator"])
 
 
 def _check_block_mask(mask: BlockMask) -> None:

@@ -1,4 +1,4 @@
-"""From the sets of token ids of each sample to masks: cut to the smallest, cut to a budget, or left as they are."""
+"""From the token ids of each sample to masks, cut to the smallest, cut to a budget or left as they are; what samplers share."""
 
 from __future__ import annotations
 
@@ -73,3 +73,19 @@ def check_range(name: str, bounds: tuple[float, float], upper: float | None = 1.
     if not 0.0 < low <= high or (upper is not None and high > upper):
         limit = "" if upper is None else f" <= {upper:g}"
         raise ValueError(f"{name} must satisfy 0 < low <= high{limit}; got {(low, high)}")
+
+
+class Sampler:
+    """What a sampler of masks carries from batch to batch: the number of the next batch, and its generator."""
+
+    step: int
+    generator: torch.Generator
+
+    def state_dict(self) -> dict[str, Any]:
+        """The batch number and the generator's state."""
+        return {"step": self.step, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.step = int(state["step"])
+        self.generator.set_state(state["generator"])

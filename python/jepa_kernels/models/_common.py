@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,15 @@ from torch.utils.checkpoint import checkpoint
 from ..attention_masks import Ragged
 from ..patch_grid import patch_count
 from ..rope import Rope3D
+
+
+@contextlib.contextmanager
+def seeded_weights(seed: int | None) -> Iterator[None]:
+    """Weights drawn inside depend on the seed alone, and torch's global generator is left as it was; None changes nothing."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.random.default_generator.manual_seed(seed)
+        yield
 
 
 def init_weights(module: nn.Module, blocks: nn.ModuleList, std: float) -> None:

@@ -12,7 +12,7 @@ from ..functional.jepa_loss import jepa_loss
 from ..nn import Block, Linear, get_2d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
-from ._common import frame_size, init_weights
+from ._common import frame_size, init_weights, seeded_weights
 from .joint import JointEmbedding, redraw_linear_weights
 from .packed import Mask, predict, stats_of, unpack
 from .vision_transformer import VisionTransformer, build_encoder
@@ -177,9 +177,7 @@ def build_ijepa(
     """
     height, width = frame_size(img_size)
     grid = (patch_count("height", height, "patch_size", patch_size), patch_count("width", width, "patch_size", patch_size))
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         context_encoder: VisionTransformer = build_encoder(
             name,
             img_size=img_size,

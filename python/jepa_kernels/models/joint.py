@@ -1,4 +1,4 @@
-"""What I-JEPA and V-JEPA share: an encoder, a predictor, and a target encoder that follows the encoder."""
+"""What the JEPA models share: an encoder, a predictor, and a target encoder that follows the encoder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class JointEmbedding(nn.Module):
 
         `tokens`, if given, are the target's patch embedding of the pixels."""
         h = self.target_encoder(x, tokens=tokens)  # ends in the affine LayerNorm of the encoder
-        return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
+        return normalised(h)
 
     def embed_and_encode(self, x: Tensor, masks_enc: Sequence[Mask]) -> tuple[Tensor, Tensor]:
         """The targets (B, N, D), and the encoded context of all masks, packed (total, D). Dense masks read the pixels once."""
@@ -66,6 +66,11 @@ class JointEmbedding(nn.Module):
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
         ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
+
+
+def normalised(h: Tensor) -> Tensor:
+    """Every token's features at mean 0 and variance 1, in float32."""
+    return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
 
 
 def redraw_linear_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..functional.jepa_loss import jepa_loss
+from ._common import seeded_weights
 from .joint import JointEmbedding, redraw_linear_weights
 from .packed import predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
@@ -120,9 +121,7 @@ def build_vjepa(
         "uniform_power": True,
         "use_rope": False,
     }
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         context_encoder = build_encoder(name, **shared, **(encoder or {}))
         predictor = VisionTransformerPredictor(
             **shared,

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..functional.ema_update import ema_update_
 from ..functional.jepa_loss import jepa_loss
 from ..functional.patch_embed_pair import patch_embed_pair
 from ..ragged import RaggedIds
+from ._common import seeded_weights
+from .joint import TARGET_NORM_EPS, JointEmbedding, normalised
 from .packed import Mask, encode, predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
-from .vision_transformer import VisionTransformer, build_encoder
-
-# Of the parameter-free LayerNorm on the targets: the default of torch, where the layers of the model use 1e-6.
-TARGET_NORM_EPS = 1e-5
+from .vision_transformer import build_encoder
 
 
-class VJEPA2(nn.Module):
+class VJEPA2(JointEmbedding):
     """Predicts the target encoder's view of hidden tokens from the context encoder's view of the visible ones.
 
     Formula: with h = LN(target_encoder(clips)), LN without affine parameters and with eps 1e-5, and for each mask m
@@ -56,11 +52,7 @@ class VJEPA2(nn.Module):
         (torch.Size([]), [2])
     """
 
-    def __init__(self, encoder: VisionTransformer, predictor: VisionTransformerPredictor) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.predictor = predictor
-        self.target_encoder = copy.deepcopy(encoder).requires_grad_(False)
+    predictor: VisionTransformerPredictor
 
     def forward(
         self, clips: Tensor, masks_enc: list[Tensor], masks_pred: list[Tensor]
@@ -78,7 +70,7 @@ class VJEPA2(nn.Module):
         target_tokens, context_tokens = self._embed(clips, masks_enc)
         with torch.no_grad():
             h = self.target_encoder(clips, tokens=target_tokens)  # ends in the affine LayerNorm of the encoder
-            spread = _normalised(h).flatten(0, 1).std(dim=0).mean()
+            spread = normalised(h).flatten(0, 1).std(dim=0).mean()
         # All masks in one pass: sequences attend within themselves, and all else in a block acts on each token alone.
         context = self.encoder(clips, masks=masks_enc, tokens=context_tokens, pack=True)
         # Token 0: the index is that of the clip length, and all clips of a batch have one.
@@ -116,14 +108,6 @@ class VJEPA2(nn.Module):
         )
         return per_mask.mean(), stats_of(per_mask, targets, masks_enc, masks_pred)
 
-    @torch.no_grad()
-    def targets(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
-        """What the predictor has to predict, for every token: (B, C, T, H, W) -> (B, N, D) float32, no gradient.
-
-        `tokens`, if given, are the target's patch embedding of the clips."""
-        h = self.target_encoder(clips, tokens=tokens)  # ends in the affine LayerNorm of the encoder
-        return _normalised(h)
-
     def _embed(self, clips: Tensor, masks_enc: list[Tensor]) -> tuple[Tensor | None, Sequence[Tensor] | None]:
         """All tokens by the target's patch embedding, the kept ones of each mask by the encoder's; pixels are read once.
 
@@ -145,14 +129,6 @@ class VJEPA2(nn.Module):
             std=own.std if uint8 else None,
         )
         return found[0], list(found[1])
-
-    def update_target(self, momentum: float) -> None:
-        """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
-        ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
-
-
-def _normalised(h: Tensor) -> Tensor:
-    return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
 
 
 def channels_first(clips: Tensor, in_chans: int = 3) -> Tensor:
@@ -200,9 +176,7 @@ def build_vjepa2(
         "tubelet_size": tubelet_size,
         "use_activation_checkpointing": use_activation_checkpointing,
     }
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.random.default_generator.manual_seed(seed)
+    with seeded_weights(seed):
         context_encoder = build_encoder(name, **shared, **(encoder or {}))
         predictor = VisionTransformerPredictor(
             **shared,

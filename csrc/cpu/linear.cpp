@@ -1,0 +1,180 @@
+// Products of a linear layer in bfloat16 on CPUs: checks, cutting into chunks, work spread over threads.
+#include "jepa/linear.h"
+
+#include <memory>
+#include <new>
+#include <string>
+
+#include "jepa/isa.h"
+#include "jepa/parallel.h"
+#include "linear_kernel.h"
+
+namespace jepa {
+
+LinearKernels linear_kernels_avx512_bf16();
+
+namespace {
+
+// Half of a second-level cache of 1 MiB holds the panels; the tiles of A that pass by take little.
+constexpr int64_t kChunkBytes = 400 << 10;
+// A tile of A and a panel of B beyond this length no longer stay in the nearer caches together.
+constexpr int64_t kInnerBlock = 1536;
+
+struct Aligned {
+  void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+using Buffer = std::unique_ptr<char, Aligned>;
+
+Buffer buffer_of(int64_t bytes) { return Buffer(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64}))); }
+
+LinearKernels kernels() {
+#if defined(JEPA_HAVE_AVX512_BF16)
+  if (active_isa() >= Isa::kAvx512Bf16) return linear_kernels_avx512_bf16();
+#endif
+  fail(std::string("linear: this processor or build has no AVX512_BF16; it has ") + name_of(active_isa()));
+}
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+ProductPlan plan_of(const ProductTask& task, int num_threads) {
+  ProductPlan plan{};
+  const int64_t blocks = ceil_div(task.inner, kInnerBlock);
+  plan.inner_block = ceil_div(ceil_div(task.inner, blocks), 32) * 32;
+  const int64_t panels = ceil_div(task.columns, kPanelColumns), panel_bytes = plan.panel_elements() * static_cast<int64_t>(sizeof(bf16));
+  int64_t chunks = ceil_div(panels, std::max<int64_t>(1, kChunkBytes / panel_bytes));
+  chunks = std::min(panels, ceil_div(chunks, num_threads) * num_threads);  // the same work for every thread
+  plan.panels_in_chunk = ceil_div(panels, chunks);
+  plan.chunks = ceil_div(panels, plan.panels_in_chunk);
+  return plan;
+}
+
+void run(const ProductTask& task, int num_threads) {
+  if (task.rows == 0 || task.columns == 0) return;
+  const LinearKernels functions = kernels();
+  const ProductPlan plan = plan_of(task, num_threads);
+  const int64_t bytes = plan.scratch_bytes(task);
+  parallel_for(plan.chunks, num_threads, [&](int64_t chunk) {
+    static thread_local Buffer scratch;
+    static thread_local int64_t held = 0;
+    if (held < bytes) {
+      scratch = nullptr;
+      held = 0;
+      scratch = buffer_of(bytes);
+      held = bytes;
+    }
+    functions.run_chunk(task, plan, chunk, scratch.get());
+  });
+}
+
+// A matrix whose rows are contiguous.
+void check_matrix(const TensorView& view, const char* name, int64_t rows = -1, int64_t columns = -1) {
+  check_view(view, name);
+  check_ndim(view, 2, name);
+  if (rows >= 0) check_size(view, 0, rows, name);
+  if (columns >= 0) check_size(view, 1, columns, name);
+  if (view.strides[1] != 1) fail(std::string(name) + ": its rows must be contiguous");
+}
+
+void check_low(const TensorView& view, const char* name, int64_t rows = -1, int64_t columns = -1) {
+  check_matrix(view, name, rows, columns);
+  check_dtype(view, DType::kBFloat16, name);
+}
+
+void check_either(const TensorView& view, const char* name, int64_t rows = -1, int64_t columns = -1) {
+  check_matrix(view, name, rows, columns);
+  if (view.dtype != DType::kBFloat16) check_dtype(view, DType::kFloat32, name);
+}
+
+void check_multiple(int64_t size, int64_t of, const char* what) {
+  if (size <= 0 || size % of != 0) fail(std::string("linear: ") + what + " is " + std::to_string(size) + "; it must be a multiple of " + std::to_string(of));
+}
+
+ProductTask task_of(const TensorView& a, const TensorView& b, bool b_transposed, const TensorView& c) {
+  ProductTask task{};
+  task.a = a.as<const bf16>();
+  task.a_stride = a.strides[0];
+  task.b = b.data;
+  task.b_dtype = b.dtype;
+  task.b_stride = b.strides[0];
+  task.b_transposed = b_transposed;
+  task.rows = c.sizes[0];
+  task.columns = c.sizes[1];
+  task.inner = b.sizes[b_transposed ? 1 : 0];
+  task.c = c.data;
+  task.c_dtype = c.dtype;
+  task.c_stride = c.strides[0];
+  return task;
+}
+
+void set_pre(ProductTask& task, const TensorView& pre, Epilogue epilogue, const char* name) {
+  check_low(pre, name, task.rows, task.columns);
+  task.pre = pre.as<bf16>();
+  task.pre_stride = pre.strides[0];
+  task.epilogue = epilogue;
+}
+
+}  // namespace
+
+void linear_forward_cpu(const TensorView& x, const TensorView& weight, const TensorView& bias, bool gelu, const TensorView& pre,
+                        const TensorView& y, int num_threads) {
+  check_low(x, "linear: x");
+  check_either(weight, "linear: weight", -1, x.sizes[1]);
+  check_either(y, "linear: y", x.sizes[0], weight.sizes[0]);
+  check_multiple(x.sizes[1], 2, "the input width");
+  check_multiple(weight.sizes[0], 16, "the output width");
+  ProductTask task = task_of(x, weight, true, y);
+  if (bias.defined()) {
+    check_view(bias, "linear: bias");
+    check_ndim(bias, 1, "linear: bias");
+    check_dtype(bias, DType::kFloat32, "linear: bias");
+    check_size(bias, 0, weight.sizes[0], "linear: bias");
+    if (bias.strides[0] != 1) fail("linear: bias: must be contiguous");
+    task.bias = bias.as<const float>();
+  }
+  task.epilogue = gelu ? Epilogue::kGelu : Epilogue::kNone;
+  if (pre.defined()) set_pre(task, pre, Epilogue::kGeluKeep, "linear: pre");
+  run(task, num_threads);
+}
+
+void linear_input_gradient_cpu(const TensorView& dy, const TensorView& weight, const TensorView& pre, const TensorView& dx,
+                               int num_threads) {
+  check_low(dy, "linear: dy");
+  check_either(weight, "linear: weight", dy.sizes[1]);
+  check_either(dx, "linear: dx", dy.sizes[0], weight.sizes[1]);
+  check_multiple(dy.sizes[1], 2, "the output width");
+  check_multiple(weight.sizes[1], 16, "the input width");
+  ProductTask task = task_of(dy, weight, false, dx);
+  if (pre.defined()) set_pre(task, pre, Epilogue::kGeluGradient, "linear: pre");
+  run(task, num_threads);
+}
+
+void linear_weight_gradient_cpu(const TensorView& dy, const TensorView& x, const TensorView& dweight, const TensorView& dbias,
+                                int num_threads) {
+  check_low(dy, "linear: dy");
+  check_low(x, "linear: x", dy.sizes[0]);
+  check_either(dweight, "linear: dweight", dy.sizes[1], x.sizes[1]);
+  check_multiple(dy.sizes[0], 1, "the number of rows");
+  check_multiple(dy.sizes[1], 16, "the output width");
+  check_multiple(x.sizes[1], 16, "the input width");
+  if (dbias.defined()) {
+    check_view(dbias, "linear: dbias");
+    check_ndim(dbias, 1, "linear: dbias");
+    check_dtype(dbias, DType::kFloat32, "linear: dbias");
+    check_size(dbias, 0, dy.sizes[1], "linear: dbias");
+    if (dbias.strides[0] != 1) fail("linear: dbias: must be contiguous");
+  }
+  ProductTask task = task_of(dy, x, false, dweight);
+  const LinearKernels functions = kernels();
+  const int64_t inner_block = plan_of(task, num_threads).inner_block;
+  const Buffer packed = buffer_of(task.rows * (task.inner + task.inner % 2) * static_cast<int64_t>(sizeof(bf16)));
+  bf16* units = reinterpret_cast<bf16*>(packed.get());
+  float* sums = dbias.defined() ? dbias.as<float>() : nullptr;
+  parallel_for(ceil_div(task.rows, kGroupRows), num_threads, [&](int64_t group) {
+    functions.pack_left(task.a, task.a_stride, task.rows, task.inner, inner_block, group, units, sums);
+  });
+  task.a = units;
+  task.a_packed = true;
+  run(task, num_threads);
+}
+
+}  // namespace jepa

@@ -5,6 +5,7 @@
 #include <new>
 #include <string>
 
+#include "fresh_memory.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
 #include "linear_kernel.h"
@@ -19,6 +20,8 @@ namespace {
 constexpr int64_t kChunkBytes = 400 << 10;
 // A tile of A and a panel of B beyond this length no longer stay in the nearer caches together.
 constexpr int64_t kInnerBlock = 1536;
+// Rows of an MLP whose hidden values are kept at a time: enough to make little of laying the weights out again.
+constexpr int64_t kHiddenRows = 2048;
 
 struct Aligned {
   void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
@@ -26,6 +29,22 @@ struct Aligned {
 using Buffer = std::unique_ptr<char, Aligned>;
 
 Buffer buffer_of(int64_t bytes) { return Buffer(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64}))); }
+
+// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed on them.
+struct Kept {
+  Buffer memory;
+  int64_t bytes = 0;
+
+  char* at_least(int64_t wanted) {
+    if (bytes < wanted) {
+      memory = nullptr;
+      bytes = 0;
+      memory = buffer_of(wanted);
+      bytes = wanted;
+    }
+    return memory.get();
+  }
+};
 
 LinearKernels kernels() {
 #if defined(JEPA_HAVE_AVX512_BF16)
@@ -52,17 +71,11 @@ void run(const ProductTask& task, int num_threads) {
   if (task.rows == 0 || task.columns == 0) return;
   const LinearKernels functions = kernels();
   const ProductPlan plan = plan_of(task, num_threads);
+  if (task.c_stride == task.columns) ask_for_huge_pages(task.c, task.rows * task.columns * item_size(task.c_dtype));
   const int64_t bytes = plan.scratch_bytes(task);
   parallel_for(plan.chunks, num_threads, [&](int64_t chunk) {
-    static thread_local Buffer scratch;
-    static thread_local int64_t held = 0;
-    if (held < bytes) {
-      scratch = nullptr;
-      held = 0;
-      scratch = buffer_of(bytes);
-      held = bytes;
-    }
-    functions.run_chunk(task, plan, chunk, scratch.get());
+    static thread_local Kept scratch;
+    functions.run_chunk(task, plan, chunk, scratch.at_least(bytes));
   });
 }
 
@@ -83,6 +96,14 @@ void check_low(const TensorView& view, const char* name, int64_t rows = -1, int6
 void check_either(const TensorView& view, const char* name, int64_t rows = -1, int64_t columns = -1) {
   check_matrix(view, name, rows, columns);
   if (view.dtype != DType::kBFloat16) check_dtype(view, DType::kFloat32, name);
+}
+
+void check_vector(const TensorView& view, const char* name, int64_t size) {
+  check_view(view, name);
+  check_ndim(view, 1, name);
+  check_dtype(view, DType::kFloat32, name);
+  check_size(view, 0, size, name);
+  if (view.strides[0] != 1) fail(std::string(name) + ": must be contiguous");
 }
 
 void check_multiple(int64_t size, int64_t of, const char* what) {
@@ -113,27 +134,61 @@ void set_pre(ProductTask& task, const TensorView& pre, Epilogue epilogue, const 
   task.epilogue = epilogue;
 }
 
-}  // namespace
+// The bias of `task`: float32, one value a column.
+void set_bias(ProductTask& task, const TensorView& bias) {
+  if (!bias.defined()) return;
+  check_vector(bias, "linear: bias", task.columns);
+  task.bias = bias.as<const float>();
+}
 
-void linear_forward_cpu(const TensorView& x, const TensorView& weight, const TensorView& bias, bool gelu, const TensorView& pre,
-                        const TensorView& y, int num_threads) {
+ProductTask forward_task(const TensorView& x, const TensorView& weight, const TensorView& bias, const TensorView& y) {
   check_low(x, "linear: x");
   check_either(weight, "linear: weight", -1, x.sizes[1]);
   check_either(y, "linear: y", x.sizes[0], weight.sizes[0]);
   check_multiple(x.sizes[1], 2, "the input width");
   check_multiple(weight.sizes[0], 16, "the output width");
   ProductTask task = task_of(x, weight, true, y);
-  if (bias.defined()) {
-    check_view(bias, "linear: bias");
-    check_ndim(bias, 1, "linear: bias");
-    check_dtype(bias, DType::kFloat32, "linear: bias");
-    check_size(bias, 0, weight.sizes[0], "linear: bias");
-    if (bias.strides[0] != 1) fail("linear: bias: must be contiguous");
-    task.bias = bias.as<const float>();
-  }
+  set_bias(task, bias);
+  return task;
+}
+
+TensorView rows_of(const TensorView& view, int64_t first, int64_t count) {
+  TensorView part = view;
+  part.data = view.as<char>() + first * view.strides[0] * item_size(view.dtype);
+  part.sizes[0] = count;
+  part.storage_bytes -= first * view.strides[0] * item_size(view.dtype);
+  return part;
+}
+
+}  // namespace
+
+void linear_forward_cpu(const TensorView& x, const TensorView& weight, const TensorView& bias, bool gelu, const TensorView& pre,
+                        const TensorView& y, int num_threads) {
+  ProductTask task = forward_task(x, weight, bias, y);
   task.epilogue = gelu ? Epilogue::kGelu : Epilogue::kNone;
   if (pre.defined()) set_pre(task, pre, Epilogue::kGeluKeep, "linear: pre");
   run(task, num_threads);
+}
+
+void mlp_forward_cpu(const TensorView& x, const TensorView& weight1, const TensorView& bias1, const TensorView& weight2,
+                     const TensorView& bias2, const TensorView& y, int num_threads) {
+  check_low(x, "linear: x");
+  check_either(weight1, "linear: weight", -1, x.sizes[1]);
+  check_either(y, "linear: y", x.sizes[0]);
+  static thread_local Kept kept;
+  TensorView hidden = x;
+  hidden.sizes[1] = hidden.strides[0] = weight1.sizes[0];
+  hidden.storage_bytes = std::min(kHiddenRows, x.sizes[0]) * weight1.sizes[0] * item_size(x.dtype);
+  hidden.data = kept.at_least(hidden.storage_bytes);
+  for (int64_t first = 0; first < x.sizes[0]; first += kHiddenRows) {
+    const int64_t count = std::min(kHiddenRows, x.sizes[0] - first);
+    hidden.sizes[0] = count;
+    ProductTask up = forward_task(rows_of(x, first, count), weight1, bias1, hidden);
+    up.epilogue = Epilogue::kGelu;
+    const ProductTask down = forward_task(hidden, weight2, bias2, rows_of(y, first, count));
+    run(up, num_threads);
+    run(down, num_threads);
+  }
 }
 
 void linear_input_gradient_cpu(const TensorView& dy, const TensorView& weight, const TensorView& pre, const TensorView& dx,
@@ -156,18 +211,12 @@ void linear_weight_gradient_cpu(const TensorView& dy, const TensorView& x, const
   check_multiple(dy.sizes[0], 1, "the number of rows");
   check_multiple(dy.sizes[1], 16, "the output width");
   check_multiple(x.sizes[1], 16, "the input width");
-  if (dbias.defined()) {
-    check_view(dbias, "linear: dbias");
-    check_ndim(dbias, 1, "linear: dbias");
-    check_dtype(dbias, DType::kFloat32, "linear: dbias");
-    check_size(dbias, 0, dy.sizes[1], "linear: dbias");
-    if (dbias.strides[0] != 1) fail("linear: dbias: must be contiguous");
-  }
+  if (dbias.defined()) check_vector(dbias, "linear: dbias", dy.sizes[1]);
   ProductTask task = task_of(dy, x, false, dweight);
   const LinearKernels functions = kernels();
   const int64_t inner_block = plan_of(task, num_threads).inner_block;
-  const Buffer packed = buffer_of(task.rows * (task.inner + task.inner % 2) * static_cast<int64_t>(sizeof(bf16)));
-  bf16* units = reinterpret_cast<bf16*>(packed.get());
+  static thread_local Kept packed;
+  bf16* units = reinterpret_cast<bf16*>(packed.at_least(task.rows * (task.inner + task.inner % 2) * static_cast<int64_t>(sizeof(bf16))));
   float* sums = dbias.defined() ? dbias.as<float>() : nullptr;
   parallel_for(ceil_div(task.rows, kGroupRows), num_threads, [&](int64_t group) {
     functions.pack_left(task.a, task.a_stride, task.rows, task.inner, inner_block, group, units, sums);

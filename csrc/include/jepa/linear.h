@@ -10,6 +10,9 @@ namespace jepa {
 // y = x W^T + b, or its GELU; `pre` is given where the GELU's input is kept. x (M, K) bf16, W (N, K), y (M, N).
 void linear_forward_cpu(const TensorView& x, const TensorView& weight, const TensorView& bias, bool gelu, const TensorView& pre,
                         const TensorView& y, int num_threads);
+// y = gelu(x W1^T + b1) W2^T + b2, whose hidden values are not kept.
+void mlp_forward_cpu(const TensorView& x, const TensorView& weight1, const TensorView& bias1, const TensorView& weight2,
+                     const TensorView& bias2, const TensorView& y, int num_threads);
 // dx = dy W, times the GELU's derivative at `pre` where that is given. dy (M, N) bf16, W (N, K), dx (M, K).
 void linear_input_gradient_cpu(const TensorView& dy, const TensorView& weight, const TensorView& pre, const TensorView& dx,
                                int num_threads);

@@ -125,6 +125,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "vjepa2-step": vjepa2_step,
     "ijepa-step-base": ijepa_step,
     "ijepa-step-small": lambda: ijepa_step(384, 6),
+    "ijepa-step-small-16": lambda: ijepa_step(384, 6, 16),
+    "ijepa-step-base-16": lambda: ijepa_step(768, 12, 16),
 }
 
 

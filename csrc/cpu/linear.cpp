@@ -5,7 +5,6 @@
 #include <new>
 #include <string>
 
-#include "fresh_memory.h"
 #include "jepa/isa.h"
 #include "jepa/parallel.h"
 #include "linear_kernel.h"
@@ -71,7 +70,6 @@ void run(const ProductTask& task, int num_threads) {
   if (task.rows == 0 || task.columns == 0) return;
   const LinearKernels functions = kernels();
   const ProductPlan plan = plan_of(task, num_threads);
-  if (task.c_stride == task.columns) ask_for_huge_pages(task.c, task.rows * task.columns * item_size(task.c_dtype));
   const int64_t bytes = plan.scratch_bytes(task);
   parallel_for(plan.chunks, num_threads, [&](int64_t chunk) {
     static thread_local Kept scratch;

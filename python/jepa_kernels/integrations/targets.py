@@ -39,8 +39,8 @@ class Target:
         accepts_parent: whether the module that holds the instance fits; tells classes of one name apart.
         probe: `probe(module)`, a small input on which the replacement must agree with the original; for classes whose name,
             signature and attributes other code may share.
-        around: 0 where the linear layers directly inside the module are replaced with it, 1 for all inside its parent (the block of
-            an attention), 2 for all inside the parent of that; None for none.
+        around: 0 where the linear layers directly inside the module are replaced with it, 1 for all inside its parent (the
+            block of an attention), 2 for all inside the parent of that; None for none.
         within: whether it is looked for only there, as its name alone says too little.
         plain_signatures: those of known versions in which there is nothing to replace; ("*",) stands for any.
         install, uninstall: what else changes on the instance, and the way back.

@@ -130,9 +130,12 @@ def attach_copies(
 
 def float32_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """x W^T + b by oneDNN; None where that does not serve: other dtypes, devices or tensor classes, autocast, tracing."""
-    if not direct() or torch._C._functorch.peek_interpreter_stack() is not None or torch.is_autocast_enabled(x.device.type):
+    if not direct() or torch._C._functorch.peek_interpreter_stack() is not None:
         return None
-    return _Product.apply(x, weight, bias, weight, bias) if _float32_by_onednn(x, weight) else None
+    if not _float32_by_onednn(x, weight) or torch.is_autocast_enabled(x.device.type):
+        return None
+    # The view is made out here: the caller may write into the result, which autograd forbids on a view that a Function returns.
+    return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias, weight, bias).view(*x.shape[:-1], -1)
 
 
 def _float32_by_onednn(x: Tensor, weight: Tensor) -> bool:

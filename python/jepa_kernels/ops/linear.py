@@ -1,8 +1,8 @@
 """Products of linear layers in bfloat16 through `_cpu`, with the GELU between two of them; the rest stays with torch.
 
-Weights are read as they lie at the time of the call, float32 ones converted while they are laid out for the product. So nothing is
-kept between calls that could be out of date: official training loops write their target encoders through `.data`, which no version
-counter sees.
+Weights are read as they lie at the time of the call, float32 ones converted while they are laid out for the product. So nothing
+is kept between calls that could be out of date: official training loops write their target encoders through `.data`, which no
+version counter sees.
 """
 
 from __future__ import annotations
@@ -55,33 +55,25 @@ def _layer_reason(layer: nn.Linear, width: int) -> str | None:
 
 
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """What `layer` computes: y = x W^T + b, (..., K) -> (..., N), in the dtype that autocast or the parameters give it."""
-    weight, bias = layer.weight, layer.bias
-    if why_not(x, layer) is None:
-        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
-            return _Linear.apply(x, weight, bias)
-        return _product(_rows(x), weight, bias).view(*x.shape[:-1], -1)
-    return F.linear(x, weight, bias)
+    """What `layer` computes, y = x W^T + b: (..., K) -> (..., N) in bfloat16. Ask `why_not` first."""
+    rows = x.reshape(-1, x.shape[-1])
+    run = _Linear.apply if torch.is_grad_enabled() else _product
+    # The view is made out here: the caller may write into the result, which autograd forbids on a view that a Function returns.
+    return run(rows, layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
 
 def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
-    """The exact GELU of what `layer` computes; in one pass where no gradient is wanted."""
-    if torch.is_grad_enabled() or why_not(x, layer) is not None:
+    """The exact GELU of what `layer` computes; in one pass where no gradient is wanted. Ask `why_not` first."""
+    if torch.is_grad_enabled():
         return F.gelu(linear(x, layer))
-    return _product(_rows(x), layer.weight, layer.bias, gelu=True).view(*x.shape[:-1], -1)
+    return _product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, gelu=True).view(*x.shape[:-1], -1)
 
 
 def mlp(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
-    """second(gelu(first(x))), with the GELU and its derivative in the epilogues of the products beside them."""
-    if why_not(x, first, second) is not None:
-        return linear(linear_gelu(x, first), second)
-    if torch.is_grad_enabled():
-        return _Mlp.apply(x, first.weight, first.bias, second.weight, second.bias)
-    rows = _rows(x)
-    y = rows.new_empty((rows.shape[0], second.weight.shape[0]))
-    parameters = (first.weight, _bias(first.bias), second.weight, _bias(second.bias))
-    _native.cpu().mlp_forward(*map(_native.view, (rows, *parameters, y)), torch.get_num_threads())
-    return y.view(*x.shape[:-1], -1)
+    """second(gelu(first(x))), the GELU and its derivative in the epilogues of the products beside them. Ask `why_not` first."""
+    rows = x.reshape(-1, x.shape[-1])
+    run = _Mlp.apply if torch.is_grad_enabled() else _mlp
+    return run(rows, first.weight, first.bias, second.weight, second.bias).view(*x.shape[:-1], -1)
 
 
 def _ready(x: Any) -> bool:
@@ -102,19 +94,29 @@ def _working_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
-def _rows(x: Tensor) -> Tensor:
-    """x as a contiguous bfloat16 matrix."""
-    return x.to(_LOW).reshape(-1, x.shape[-1]).contiguous()
+def _low(x: Tensor) -> Tensor:
+    """A matrix in bfloat16, its rows contiguous."""
+    return x.to(_LOW).contiguous()
 
 
-def _bias(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach().float().contiguous()
+def _full(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach().to(_FULL).contiguous()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, pre: Tensor | None = None) -> Tensor:
     """x W^T + b or its GELU, in bfloat16; `pre` receives the GELU's input."""
+    x, bias = _low(x), _full(bias)  # held until the call has ended: views hold addresses alone
     y = x.new_empty((x.shape[0], weight.shape[0]))
-    _native.cpu().linear_forward(*map(_native.view, (x, weight, _bias(bias))), gelu, *map(_native.view, (pre, y)), torch.get_num_threads())
+    view = _native.view
+    _native.cpu().linear_forward(view(x), view(weight), view(bias), gelu, view(pre), view(y), torch.get_num_threads())
+    return y
+
+
+def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+    x, bias1, bias2 = _low(x), _full(bias1), _full(bias2)
+    y = x.new_empty((x.shape[0], weight2.shape[0]))
+    tensors = (x, weight1, bias1, weight2, bias2, y)
+    _native.cpu().mlp_forward(*map(_native.view, tensors), torch.get_num_threads())
     return y
 
 
@@ -125,59 +127,54 @@ def _input_gradient(dy: Tensor, weight: Tensor, dtype: torch.dtype, pre: Tensor 
     return dx
 
 
-def _parameter_gradients(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """dy^T x and the sum of dy's rows, each in the dtype of its parameter."""
-    dweight = torch.empty_like(weight)
-    sums = None if bias is None else dy.new_empty(dy.shape[1], dtype=_FULL)
-    _native.cpu().linear_weight_gradient(*map(_native.view, (dy, x, dweight, sums)), torch.get_num_threads())
-    return dweight, None if sums is None or bias is None else sums.to(bias.dtype)
-
-
-def _wanted(needed: tuple[bool, ...], dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of weight and bias, or None where they are not needed."""
+def _parameter_gradients(
+    needed: tuple[bool, bool], dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """dy^T x and the sum of dy's rows, each in the dtype of its parameter, or None where it is not needed."""
     if not needed[0]:
         return None, dy.sum(0, dtype=_FULL).to(bias.dtype) if needed[1] and bias is not None else None
-    dweight, dbias = _parameter_gradients(dy, x, weight, bias if needed[1] else None)
-    return dweight, dbias
+    dweight = torch.empty_like(weight)
+    sums = dy.new_empty(dy.shape[1], dtype=_FULL) if needed[1] else None
+    _native.cpu().linear_weight_gradient(*map(_native.view, (dy, x, dweight, sums)), torch.get_num_threads())
+    return dweight, None if sums is None or bias is None else sums.to(bias.dtype)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows = _rows(x)
+        rows = _low(x)
         ctx.save_for_backward(rows, weight, bias)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return _product(rows, weight, bias).view(*x.shape[:-1], -1)
+        ctx.dtype = x.dtype
+        return _product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
-        dy = _rows(dy)
-        dx = _input_gradient(dy, weight, ctx.dtype).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return (dx, *_wanted(ctx.needs_input_grad[1:], dy, x, weight, bias))
+        dy = _low(dy)
+        dx = _input_gradient(dy, weight, ctx.dtype) if ctx.needs_input_grad[0] else None
+        return (dx, *_parameter_gradients(ctx.needs_input_grad[1:], dy, x, weight, bias))
 
 
 class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
-        rows = _rows(x)
+        rows = _low(x)
         pre = rows.new_empty((rows.shape[0], weight1.shape[0]))
         hidden = _product(rows, weight1, bias1, gelu=True, pre=pre)
         ctx.save_for_backward(rows, pre, hidden, weight1, bias1, weight2, bias2)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
-        return _product(hidden, weight2, bias2).view(*x.shape[:-1], -1)
+        ctx.dtype = x.dtype
+        return _product(hidden, weight2, bias2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, pre, hidden, weight1, bias1, weight2, bias2 = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        dy = _rows(dy)
-        second = _wanted(needed[3:], dy, hidden, weight2, bias2)
+        dy = _low(dy)
+        second = _parameter_gradients(needed[3:], dy, hidden, weight2, bias2)
         if not any(needed[:3]):
             return (None, None, None, *second)
         dpre = _input_gradient(dy, weight2, _LOW, pre)
-        first = _wanted(needed[1:3], dpre, x, weight1, bias1)
-        dx = _input_gradient(dpre, weight1, ctx.dtype).view(ctx.shape) if needed[0] else None
-        return (dx, *first, *second)
+        first = _parameter_gradients(needed[1:3], dpre, x, weight1, bias1)
+        return (_input_gradient(dpre, weight1, ctx.dtype) if needed[0] else None, *first, *second)

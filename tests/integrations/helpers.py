@@ -22,6 +22,14 @@ def optional(name: str) -> ModuleType:
         pytest.skip(f"{name} cannot be imported ({type(error).__name__}: {error})", allow_module_level=True)
 
 
+LINEARS = {"Linear", "MLP", "Mlp", "VJEPA2MLP", "IJepaMLP", "IJepaIntermediate"}
+
+
+def operators(report: jk.integrations.Report) -> list[jk.integrations.Entry]:
+    """What was replaced, but for linear layers and MLPs."""
+    return [entry for entry in report.replaced if entry.class_name not in LINEARS]
+
+
 def run(model: nn.Module, forward: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
     """The output, and the gradient of every parameter for a fixed random cotangent."""
     model.zero_grad(set_to_none=True)

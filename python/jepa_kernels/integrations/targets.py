@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 # Modules of this package with a TARGETS each; read in this order, so the first that recognises a module wins.
-_CODE_BASES = ("transformers", "timm", "dinov2", "vjepa2", "jepa", "ijepa", "lejepa", "official", "linears")
+_CODE_BASES = ("transformers", "timm", "dinov2", "vjepa2", "jepa", "ijepa", "lejepa", "eb_jepa", "official", "linears")
 
 
 def _no_objection(*_args: Any, **_kwargs: Any) -> None:

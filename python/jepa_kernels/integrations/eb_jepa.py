@@ -1,4 +1,4 @@
-"""The official eb_jepa repository: its BCS (sliced characteristic functions) and VICReg-type losses; from interfaces and formulas."""
+"""The official eb_jepa repository: its BCS and VICReg-type losses; from interfaces and formulas."""
 
 from __future__ import annotations
 
@@ -91,12 +91,13 @@ def _refuse_parts(self: Any) -> str | None:
 def _bcs(self: Any, z1: Tensor, z2: Tensor) -> dict[str, Tensor]:
     directions = unit_directions(z1.detach(), self.num_slices, torch.tensor(self.step))
     self.step += 1
-    # An even number of points from -t to t: the odd multiples of their half step, each standing for its negative, too. The operator
-    # takes multiples of one step from 0, so it gives those between as well.
+    # An even number of points from -t to t: the odd multiples of their half step, each standing for its negative, too. The
+    # operator takes multiples of one step from 0, so it gives those between as well.
     step = T_MAX / (POINTS - 1)
     dtype = torch.get_autocast_dtype(z1.device.type) if torch.is_autocast_enabled(z1.device.type) else z1.dtype
     views = torch.stack([z1, z2]).to(dtype)
-    sums = characteristic_sums(x=views, directions=directions.to(dtype), num_points=POINTS, t_max=T_MAX)[:, :, 1::2]  # [2, 2, T, K]
+    sums = characteristic_sums(x=views, directions=directions.to(dtype), num_points=POINTS, t_max=T_MAX)
+    sums = sums[:, :, 1::2]  # [2, 2, T, K]
     t = step * torch.arange(1, POINTS, 2, device=z1.device, dtype=sums.dtype)
     weights = 4 * step * torch.exp(-t.square() / 2)  # twice the distance of the points, which is two steps
     weights[-1] /= 2

@@ -94,6 +94,7 @@ def _patch(model: nn.Module, report: Report) -> None:
     names = {target.class_name for target in all_targets().values() if not target.within}
     around: dict[int, bool] = {}  # modules whose linear layers are replaced: all inside, or the direct ones
     for name, module in model.named_modules():
+        target: Target | None
         if swap.is_patched(module):
             target = swap.patch_of(module)[1]
             _note(report.already, name, module, target)

@@ -17,6 +17,8 @@ constexpr int kTileRows = 4;
 constexpr int kDotRows = 2, kDotColumns = 4;
 #endif
 
+constexpr int64_t kCacheLine = 64;
+
 // Slices whose projections are made together.
 template <typename L>
 constexpr int64_t kPanel = 2 * L::kLanes;
@@ -36,10 +38,9 @@ inline void pack_panel(const T* directions, int64_t dim, int64_t slices, int64_t
   for (int64_t d = 0; d < dim; ++d) widen_row<L>(directions + d * slices + begin, count, panel + d * kPanel<L>, kPanel<L>);
 }
 
-// z[r][0..kPanel) = sum over d of x[r][d] panel[d][...], for Rows rows; rows of x are `dim`, those of z `z_stride` apart.
+// z[r][0..kPanel) = sum over d of x[r][d] panel[d][...], for Rows rows.
 template <typename L, int Rows>
-inline void project_tile(const typename L::Scalar* x, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z,
-                         int64_t z_stride) {
+inline void project_tile(const typename L::Scalar* x, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z) {
   using Vec = typename L::Vec;
   Vec low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = L::set(0);
@@ -53,57 +54,70 @@ inline void project_tile(const typename L::Scalar* x, int64_t dim, const typenam
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    L::store(z + r * z_stride, low[r]);
-    L::store(z + r * z_stride + L::kLanes, high[r]);
+    L::store(z + r * kPanel<L>, low[r]);
+    L::store(z + r * kPanel<L> + L::kLanes, high[r]);
   }
 }
 
 template <typename L>
-inline void project(const typename L::Scalar* x, int64_t rows, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z,
-                    int64_t z_stride) {
+inline void project(const typename L::Scalar* x, int64_t rows, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z) {
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) project_tile<L, kTileRows>(x + r * dim, dim, panel, z + r * z_stride, z_stride);
-  for (; r < rows; ++r) project_tile<L, 1>(x + r * dim, dim, panel, z + r * z_stride, z_stride);
+  for (; r + kTileRows <= rows; r += kTileRows) project_tile<L, kTileRows>(x + r * dim, dim, panel, z + r * kPanel<L>);
+  for (; r < rows; ++r) project_tile<L, 1>(x + r * dim, dim, panel, z + r * kPanel<L>);
 }
 
-// out[r * out_stride + c] = dot of row r of a and row c of b, `length` elements each, a multiple of the lanes.
+// A matrix whose columns lie panel by panel: kPanel of a row together, the next panel's `next` elements on.
+template <typename L>
+struct Panels {
+  const typename L::Scalar* begin;
+  int64_t next, count;
+
+  Panels from_row(int64_t r) const { return {begin + r * kPanel<L>, next, count}; }
+};
+
+// out[r * out_stride + c] = dot of row r of a and row c of b, or adds it; rows of b are `a.count` panels long and `b_stride` apart.
 template <typename L, int Rows, typename T>
-inline void dot_tile(const typename L::Scalar* a, int64_t a_stride, const typename L::Scalar* b, int64_t b_stride, int64_t length,
-                     int columns, T* out, int64_t out_stride) {
+inline void dot_tile(const Panels<L>& a, const typename L::Scalar* b, int64_t b_stride, int columns, bool add, T* out, int64_t out_stride) {
   using Vec = typename L::Vec;
   Vec sum[Rows][kDotColumns];
   for (int r = 0; r < Rows; ++r)
     for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::set(0);
-  for (int64_t i = 0; i < length; i += L::kLanes) {
+  for (int64_t i = 0; i < 2 * a.count; ++i) {
+    const typename L::Scalar* lefts = a.begin + i / 2 * a.next + i % 2 * L::kLanes;
     Vec right[kDotColumns];
 #pragma GCC unroll 8
-    for (int c = 0; c < kDotColumns; ++c) right[c] = L::load(b + c * b_stride + i);
+    for (int c = 0; c < kDotColumns; ++c) right[c] = L::load(b + c * b_stride + i * L::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vec left = L::load(a + r * a_stride + i);
+      const Vec left = L::load(lefts + r * kPanel<L>);
 #pragma GCC unroll 8
       for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::fma(left, right[c], sum[r][c]);
     }
   }
+  using Scalar = decltype(to_float(T{}));
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < columns; ++c)
-      out[r * out_stride + c] = Cast<T>::from(static_cast<decltype(to_float(T{}))>(L::sum(sum[r][c])));
+    for (int c = 0; c < columns; ++c) {
+      T& to = out[r * out_stride + c];
+      to = Cast<T>::from(static_cast<Scalar>(L::sum(sum[r][c])) + (add ? to_float(to) : Scalar(0)));
+    }
 }
 
-// out (rows, dim) = g (rows, slices) @ directions^T; rows of g are `stride` apart with zeros behind `slices`. `columns` is room for
-// kDotColumns rows of `stride`.
-template <typename L, typename T>
-inline void project_back(const typename L::Scalar* g, int64_t rows, int64_t stride, const T* directions, int64_t dim, int64_t slices,
-                         typename L::Scalar* columns, T* out) {
+// out (rows, dim) = g (rows, slices) @ directions[:, first : first + slices]^T, or adds it; g has zeros behind `slices`. `columns` is room
+// for kDotColumns rows of g.
+template <typename L, typename T, typename Out>
+inline void project_back(const Panels<L>& g, int64_t rows, const T* directions, int64_t dim, int64_t all_slices, int64_t first, int64_t slices,
+                         bool add, typename L::Scalar* columns, Out* out) {
+  const int64_t stride = g.count * kPanel<L> + kCacheLine / static_cast<int64_t>(sizeof(typename L::Scalar));  // rows not a power of two apart
   for (int64_t d = 0; d < dim; d += kDotColumns) {
     const int some = static_cast<int>(dim - d < kDotColumns ? dim - d : kDotColumns);
     for (int c = 0; c < kDotColumns; ++c)
-      widen_row<L>(c < some ? directions + (d + c) * slices : directions, c < some ? slices : 0, columns + c * stride, stride);
+      widen_row<L>(c < some ? directions + (d + c) * all_slices + first : directions, c < some ? slices : 0, columns + c * stride,
+                   g.count * kPanel<L>);
     int64_t r = 0;
     for (; r + kDotRows <= rows; r += kDotRows)
-      dot_tile<L, kDotRows>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
-    for (; r + 2 <= rows; r += 2) dot_tile<L, 2>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
-    if (r < rows) dot_tile<L, 1>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
+      dot_tile<L, kDotRows>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
+    for (; r + 2 <= rows; r += 2) dot_tile<L, 2>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
+    if (r < rows) dot_tile<L, 1>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
   }
 }
 

@@ -271,8 +271,10 @@ def test_autocast_projects_in_its_dtype():
 
 def test_opcheck():
     x = torch.randn(2, 9, 4, requires_grad=True)
-    for function in (torch.ops.jepa_kernels.sigreg, torch.ops.jepa_kernels.sigreg_statistic):
-        torch.library.opcheck(function, (x, unit(4, 6, 0), 5, 3.0))
+    arguments = (x, unit(4, 6, 0), 5, 3.0)
+    torch.library.opcheck(torch.ops.jepa_kernels.sigreg, arguments)
+    torch.library.opcheck(torch.ops.jepa_kernels.sigreg_statistic, (*arguments, True))
+    torch.library.opcheck(torch.ops.jepa_kernels.sigreg_statistic, (x.detach(), *arguments[1:], False))
     torch.library.opcheck(
         torch.ops.jepa_kernels.unit_directions,
         (x.detach(), 6, torch.tensor(3)),

@@ -101,12 +101,6 @@ inline Angle<L> sum_of(const Angle<L>& a, const Angle<L>& b) {
   return {L::fma(a.cosine, b.cosine, -(a.sine * b.sine)), L::fma(a.sine, b.cosine, a.cosine * b.sine)};
 }
 
-template <typename L>
-inline Angle<L> twice(const Angle<L>& a) {
-  const auto both = a.sine + a.sine;
-  return {L::fma(-both, a.sine, L::set(1)), both * a.cosine};  // 2 cos^2 - 1 would take the rounding of a cosine near 1 fourfold
-}
-
 // What the angles at all points are made from, of one projection. Group g of the points lies at 1/2 and 3/2 steps to both sides of its
 // center, 4 g + 5/2 steps. The four products of a cosine or sine of the center with one of the offset give the points on both sides,
 // cos(a +- b) = cos a cos b -+ sin a sin b and sin(a +- b) = sin a cos b +- cos a sin b: a third less arithmetic than from point to point,
@@ -120,8 +114,10 @@ template <typename L>
 inline Angles<L> angles_of(typename L::Vec z, double step) {
   Angle<L> half;
   sine_cosine<L>(z, static_cast<typename L::Scalar>(step / 2), &half.sine, &half.cosine);
-  const Angle<L> one = twice(half), far = sum_of(one, half);
-  return {{half, far}, sum_of(far, one), twice(twice(one))};
+  // 1 - 2 sin^2, and not cos^2 - sin^2, which would take twice the rounding of a cosine near 1, the same for all small projections.
+  const auto both = half.sine + half.sine;
+  const Angle<L> one{L::fma(-both, half.sine, L::set(1)), both * half.cosine}, far = sum_of(one, half), center = sum_of(far, one);
+  return {{half, far}, center, sum_of(center, far)};
 }
 
 // Places in their group of the points on both sides of an offset.

@@ -17,9 +17,8 @@ SigregKernels sigreg_kernels_avx512(DType);
 
 namespace {
 
-// Samples whose gradient is computed together, at most: the directions are read once for them. Their projections stay in a second-level
-// cache, and every thread should have work. Results do not depend on it.
-constexpr int64_t kTogetherAtMost = 64, kProjections = 1 << 16;
+// Samples whose gradient is computed together, at most: the directions are read once for them. Results do not depend on it.
+constexpr int64_t kTogetherAtMost = 64;
 constexpr int64_t kPanelsTogether = 16, kBytesTogether = int64_t{1} << 22;
 
 SigregKernels kernels(DType dtype) {
@@ -87,10 +86,21 @@ int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 std::unique_ptr<char[]> room_of(int64_t bytes) { return std::unique_ptr<char[]>(new char[static_cast<size_t>(bytes)]); }
 
 // Samples of a share of the backward pass: two shares a thread, for balance.
-int64_t samples_together(const SigregTask& task, int64_t sets, int64_t slices, int num_threads) {
-  const int64_t fitting = std::min(kTogetherAtMost, kProjections / slices);
-  return std::max<int64_t>(kTileRows, std::min(fitting, divided_up(sets * task.samples, 2 * std::max(num_threads, 1))));
+int64_t samples_together(int64_t samples, int num_threads) {
+  return std::max<int64_t>(kTileRows, std::min(kTogetherAtMost, divided_up(samples, 2 * std::max(num_threads, 1))));
 }
+
+// Memory for pieces of equal size that begin at cache lines.
+class Pieces {
+ public:
+  Pieces(int64_t count, int64_t bytes) : bytes_(bytes), memory_(room_of(count * bytes + kCacheLine)), begin_(Room(memory_.get()).take<char>(0)) {}
+  char* operator[](int64_t i) const { return begin_ + i * bytes_; }
+
+ private:
+  int64_t bytes_;
+  std::unique_ptr<char[]> memory_;
+  char* begin_;
+};
 
 // The statistic of one set, times task.of_value a slice, and its gradient. Panels are taken so many at a time that their gradients are
 // kBytesTogether, or a share for each of many threads; the number does not depend on the threads, on which no result may depend.
@@ -98,20 +108,24 @@ double fit_set(const SigregTask& task, const SigregKernels& kernel, int num_thre
   const int64_t item = item_of_arithmetic(task), panels = divided_up(task.slices, kernel.panel);
   const int64_t of_panel = task.samples * kernel.panel * item;
   const int64_t at_once = std::min(panels, std::max(kPanelsTogether, kBytesTogether / of_panel));
-  const std::unique_ptr<char[]> gradients = room_of(at_once * of_panel + kCacheLine);
-  SigregTask mine = task;
-  mine.gradients = Room(gradients.get()).take<char>(0);
-  double value = 0;
+  const Pieces gradients(at_once, of_panel), transposed(at_once, kernel.panel * kernel.width_of(task.dim) * item);
+  const int64_t together = samples_together(task.samples, num_threads);
   std::vector<double> values(static_cast<size_t>(at_once));
+  double value = 0;
   for (int64_t first = 0; first < panels; first += at_once) {
-    const int64_t count = std::min(at_once, panels - first), together = samples_together(task, 1, count * kernel.panel, num_threads);
+    const int64_t count = std::min(at_once, panels - first);
     parallel_for(count, num_threads, [&](int64_t i) {
       const std::unique_ptr<char[]> room = room_of(forward_room(task, item));
-      values[static_cast<size_t>(i)] = kernel.fit(mine, first + i, static_cast<char*>(mine.gradients) + i * of_panel, room.get());
+      SigregTask mine = task;
+      mine.transposed = transposed[i];
+      values[static_cast<size_t>(i)] = kernel.fit(mine, first + i, gradients[i], room.get());
     });
     parallel_for(divided_up(task.samples, together), num_threads, [&](int64_t i) {
-      const std::unique_ptr<char[]> room = room_of(backward_room(task, 0, count * kernel.panel, item));
-      kernel.join(mine, first, count, i * together, std::min((i + 1) * together, task.samples), room.get());
+      const std::unique_ptr<char[]> room = room_of(backward_room(task, together, item));
+      SigregTask mine = task;
+      mine.gradients = gradients[0];
+      mine.transposed = transposed[0];
+      kernel.join(mine, count, first > 0, i * together, std::min((i + 1) * together, task.samples), room.get());
     });
     for (int64_t i = 0; i < count; ++i) value += values[static_cast<size_t>(i)];
   }
@@ -138,12 +152,20 @@ void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& x, const
   const SigregTask task = checked_task(x, directions, grad_sums, step);
   check_like_x(grad_x, x, x.dtype);
   if (x.numel() == 0 || task.slices == 0) return;
-  const int64_t together = samples_together(task, x.sizes[0], task.slices, num_threads);
+  const int64_t item = item_of_arithmetic(task), together = samples_together(x.sizes[0] * task.samples, num_threads);
   const int64_t blocks = divided_up(task.samples, together);
   const SigregKernels kernel = kernels(task.dtype);
-  parallel_for(x.sizes[0] * blocks, num_threads, [&](int64_t i) {
-    const std::unique_ptr<char[]> room = room_of(backward_room(task, together, task.slices, item_of_arithmetic(task)));
+  const Pieces transposed(divided_up(task.slices, kernel.panel), kernel.panel * kernel.width_of(task.dim) * item);
+  parallel_for(divided_up(task.slices, kernel.panel), num_threads, [&](int64_t i) {
+    const std::unique_ptr<char[]> room = room_of(forward_room(task, item));
     SigregTask mine = task;
+    mine.transposed = transposed[i];
+    kernel.transpose(mine, i, room.get());
+  });
+  parallel_for(x.sizes[0] * blocks, num_threads, [&](int64_t i) {
+    const std::unique_ptr<char[]> room = room_of(backward_room(task, together, item));
+    SigregTask mine = task;
+    mine.transposed = transposed[0];
     mine.x = part(x, i / blocks);
     mine.grad_sums = part(grad_sums, i / blocks);
     mine.grad_x = part(grad_x, i / blocks);
@@ -154,6 +176,7 @@ void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& x, const
 
 double sigreg_fit_cpu(const TensorView& x, const TensorView& directions, const TensorView& phi, const TensorView& weights,
                       const TensorView& grad_x, double step, int num_threads) {
+  if (x.numel() == 0 || directions.numel() == 0) fail("sigreg: at least one sample, feature and slice is needed");
   check_contiguous(phi, 1, "sigreg: phi");
   check_contiguous(weights, 1, "sigreg: weights");
   SigregTask task = checked_task(x, directions, phi.sizes[0], step);
@@ -161,7 +184,6 @@ double sigreg_fit_cpu(const TensorView& x, const TensorView& directions, const T
   check_dtype(weights, arithmetic(x.dtype), "sigreg: weights");
   check_size(weights, 0, phi.sizes[0], "sigreg: weights");
   check_like_x(grad_x, x, arithmetic(x.dtype));
-  if (x.numel() == 0 || task.slices == 0) fail("sigreg: at least one sample, feature and slice is needed");
   task.phi = phi.data;
   task.weights = weights.data;
   task.of_value = 1.0 / static_cast<double>(x.sizes[0] * task.slices);

@@ -23,18 +23,21 @@ struct SigregTask {
   const void* phi;        // of `fit`: the normal's characteristic function at the points, and what each point counts
   const void* weights;
   double of_value;  // of `fit`: the share of one slice in the statistic
-  void* gradients;  // of `fit` and `join`: panels of (samples, panel)
+  void* gradients;   // of `join`: panels of (samples, panel)
+  void* transposed;  // directions as panels of (panel, width_of(dim)): all of `join` and `differentiate`, the one of `transpose` and `fit`
   int64_t samples, dim, slices, points;
   double step;
 };
 
 // One instruction set's kernels.
 struct SigregKernels {
-  int64_t panel;  // slices that `sum` and `fit` take at a time
+  int64_t panel;                       // slices that functions of a panel take at a time
+  int64_t (*width_of)(int64_t dim);
+  void (*transpose)(const SigregTask&, int64_t panel_index, void* room);
   void (*sum)(const SigregTask&, int64_t panel_index, void* room);
   void (*differentiate)(const SigregTask&, int64_t begin, int64_t end, void* room);
   double (*fit)(const SigregTask&, int64_t panel_index, void* projections, void* room);
-  void (*join)(const SigregTask&, int64_t first_panel, int64_t panels, int64_t begin, int64_t end, void* room);
+  void (*join)(const SigregTask&, int64_t panels, bool add, int64_t begin, int64_t end, void* room);
 };
 
 namespace {
@@ -371,35 +374,55 @@ void differentiate(const SigregTask& task, const typename L::Scalar* coefficient
   for (; n < samples; ++n) step(n, std::integral_constant<int, 1>{});
 }
 
+// Writes a panel of the directions to task.transposed.
+template <typename L, typename T>
+void transpose_directions(const SigregTask& task, int64_t panel_index, void* memory) {
+  using Scalar = typename L::Scalar;
+  Scalar* panel = Room(memory).template take<Scalar>(task.dim * kPanel<L>);
+  const int64_t begin = panel_index * kPanel<L>;
+  pack_panel<L>(static_cast<const T*>(task.directions), task.dim, task.slices, begin, at_most(kPanel<L>, task.slices - begin), panel);
+  transpose_panel<L>(panel, task.dim, static_cast<Scalar*>(task.transposed));
+}
+
+// Rows of `gradient` (samples, width) to `out` (samples, dim), or added to it.
+template <typename L, typename T>
+void write_gradient(const typename L::Scalar* gradient, int64_t samples, int64_t dim, bool add, T* out) {
+  using Scalar = typename L::Scalar;
+  for (int64_t n = 0; n < samples; ++n)
+    for (int64_t d = 0; d < dim; ++d) {
+      T& to = out[n * dim + d];
+      to = Cast<T>::from(gradient[n * width_of<L>(dim) + d] + (add ? static_cast<Scalar>(to_float(to)) : Scalar(0)));
+    }
+}
+
 // The gradient of samples [begin, end): each row of it is the sum over all slices, in order.
 template <typename L, typename T>
 void differentiate_samples(const SigregTask& task, int64_t begin, int64_t end, void* memory) {
   using Scalar = typename L::Scalar;
-  const int64_t samples = end - begin, panels = (task.slices + kPanel<L> - 1) / kPanel<L>;
+  const int64_t samples = end - begin, panels = (task.slices + kPanel<L> - 1) / kPanel<L>, width = width_of<L>(task.dim);
   Room room(memory);
-  Scalar* z = room.take<Scalar>(panels * samples * kPanel<L>);
+  Scalar* z = room.take<Scalar>(samples * kPanel<L>);
   Scalar* panel = room.take<Scalar>(task.dim * kPanel<L>);
-  Scalar* columns = room.take<Scalar>(kDotColumns * (panels * kPanel<L> + kCacheLine));
+  Scalar* gradient = room.take<Scalar>(samples * width);
   Scalar* copied = room.take<Scalar>(samples * task.dim);
   Scalar* coefficients = room.take<Scalar>(2 * kGroup * groups_of(task.points) * L::kLanes);
-  const T* directions = static_cast<const T*>(task.directions);
   const Scalar* x = rows_of<L, T>(task, begin, samples, copied);
+  for (int64_t i = 0; i < samples * width; ++i) gradient[i] = 0;
   for (int64_t p = 0; p < panels; ++p) {
     const int64_t k = p * kPanel<L>, count = at_most(kPanel<L>, task.slices - k);
-    Scalar* mine = z + p * samples * kPanel<L>;
-    pack_panel<L>(directions, task.dim, task.slices, k, count, panel);
-    project<L>(x, samples, task.dim, panel, mine);
+    pack_panel<L>(static_cast<const T*>(task.directions), task.dim, task.slices, k, count, panel);
+    project<L>(x, samples, task.dim, panel, z);
     for (int64_t v = 0; v < kPanel<L>; v += L::kLanes) {  // without slices the coefficients, and so the gradients, are zero
       read_coefficients<L>(task, k + v, v < count ? at_most(L::kLanes, count - v) : 0, coefficients);
-      differentiate<L, T>(task, coefficients, mine + v, samples);
+      differentiate<L, T>(task, coefficients, z + v, samples);
     }
+    project_back<L>(z, 0, 1, samples, static_cast<const Scalar*>(task.transposed) + k * width, width, gradient);
   }
-  project_back<L>(Panels<L>{z, samples * kPanel<L>, panels}, samples, directions, task.dim, task.slices, 0, task.slices, false, columns,
-                  static_cast<T*>(task.grad_x) + begin * task.dim);
+  write_gradient<L>(gradient, samples, task.dim, false, static_cast<T*>(task.grad_x) + begin * task.dim);
 }
 
 // Projects all samples to a panel of the slices, into `projections` (samples, kPanel), and overwrites them by the gradient of the
-// statistic; returns what the panel adds to it.
+// statistic; returns what the panel adds to it. The panel is left in task.transposed.
 template <typename L, typename T>
 double fit_panel(const SigregTask& task, int64_t panel_index, void* projections, void* memory) {
   using Scalar = typename L::Scalar;
@@ -412,6 +435,7 @@ double fit_panel(const SigregTask& task, int64_t panel_index, void* projections,
   for (int64_t i = 0; i < 2 * of_vector; ++i) totals[i] = 0;
   const int64_t begin = panel_index * kPanel<L>, count = at_most(kPanel<L>, task.slices - begin);
   pack_panel<L>(static_cast<const T*>(task.directions), task.dim, task.slices, begin, count, panel);
+  transpose_panel<L>(panel, task.dim, static_cast<Scalar*>(task.transposed));
   Scalar* z = static_cast<Scalar*>(projections);
   for (int64_t n = 0; n < task.samples; n += kSamples) {
     const int samples = static_cast<int>(at_most(kSamples, task.samples - n));
@@ -427,16 +451,16 @@ double fit_panel(const SigregTask& task, int64_t panel_index, void* projections,
   return value;
 }
 
-// The gradient of samples [begin, end) from what `fit_panel` left of `panels` panels, added to that of panels before the first.
+// The gradient of samples [begin, end) from what `fit_panel` left of `panels` panels, or added to what is there of others.
 template <typename L, typename T>
-void join_panels(const SigregTask& task, int64_t first_panel, int64_t panels, int64_t begin, int64_t end, void* memory) {
+void join_panels(const SigregTask& task, int64_t panels, bool add, int64_t begin, int64_t end, void* memory) {
   using Scalar = typename L::Scalar;
-  const int64_t first = first_panel * kPanel<L>;
-  const Panels<L> gradients{static_cast<const Scalar*>(task.gradients), task.samples * kPanel<L>, panels};
-  Scalar* columns = Room(memory).template take<Scalar>(kDotColumns * (panels * kPanel<L> + kCacheLine));
-  project_back<L>(gradients.from_row(begin), end - begin, static_cast<const T*>(task.directions), task.dim, task.slices, first,
-                  at_most(panels * kPanel<L>, task.slices - first), first_panel > 0, columns,
-                  static_cast<Scalar*>(task.grad_x) + begin * task.dim);
+  const int64_t samples = end - begin, width = width_of<L>(task.dim);
+  Scalar* gradient = Room(memory).template take<Scalar>(samples * width);
+  for (int64_t i = 0; i < samples * width; ++i) gradient[i] = 0;
+  project_back<L>(static_cast<const Scalar*>(task.gradients) + begin * kPanel<L>, task.samples * kPanel<L>, panels, samples,
+                  static_cast<const Scalar*>(task.transposed), width, gradient);
+  write_gradient<L>(gradient, samples, task.dim, add, static_cast<Scalar*>(task.grad_x) + begin * task.dim);
 }
 
 // Bytes of memory for the functions above, at any width of vectors: `samples` and `slices` as far as they are taken together.
@@ -447,14 +471,14 @@ inline int64_t forward_room(const SigregTask& task, int64_t item) {
   return (task.dim * kWidest + kSamples * (kWidest + task.dim) + of_points) * item + of_points * 8 + 8 * kCacheLine;
 }
 
-inline int64_t backward_room(const SigregTask& task, int64_t samples, int64_t slices, int64_t item) {
-  const int64_t row = (slices + kWidest - 1) / kWidest * kWidest;
-  return (samples * row + kDotColumns * (row + kCacheLine) + task.dim * (kWidest + samples)) * item +
-         2 * kGroup * groups_of(task.points) * kWidest * item + 8 * kCacheLine;
+inline int64_t backward_room(const SigregTask& task, int64_t samples, int64_t item) {
+  const int64_t of_points = 2 * kGroup * groups_of(task.points) * kWidest;
+  return (samples * (2 * task.dim + 2 * kWidest) + task.dim * kWidest + of_points) * item + 8 * kCacheLine;
 }
 
 template <typename L, typename T>
-constexpr SigregKernels kKernelsOf{kPanel<L>, sum_panel<L, T>, differentiate_samples<L, T>, fit_panel<L, T>, join_panels<L, T>};
+constexpr SigregKernels kKernelsOf{kPanel<L>,       width_of<L>,     transpose_directions<L, T>, sum_panel<L, T>, differentiate_samples<L, T>,
+                                   fit_panel<L, T>, join_panels<L, T>};
 
 inline SigregKernels float_kernels(DType dtype) {
   switch (dtype) {

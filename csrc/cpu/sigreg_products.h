@@ -11,10 +11,10 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // two vectors each in registers: 16 of 32
-constexpr int kDotRows = 6, kDotColumns = 4;
+constexpr int kBackRows = 6;
 #else
 constexpr int kTileRows = 4;
-constexpr int kDotRows = 2, kDotColumns = 4;
+constexpr int kBackRows = 2;
 #endif
 
 constexpr int64_t kCacheLine = 64;
@@ -66,58 +66,68 @@ inline void project(const typename L::Scalar* x, int64_t rows, int64_t dim, cons
   for (; r < rows; ++r) project_tile<L, 1>(x + r * dim, dim, panel, z + r * kPanel<L>);
 }
 
-// A matrix whose columns lie panel by panel: kPanel of a row together, the next panel's `next` elements on.
+// Elements of a row of transposed directions.
 template <typename L>
-struct Panels {
-  const typename L::Scalar* begin;
-  int64_t next, count;
+inline int64_t width_of(int64_t dim) {
+  return (dim + L::kLanes - 1) / L::kLanes * L::kLanes;
+}
 
-  Panels from_row(int64_t r) const { return {begin + r * kPanel<L>, next, count}; }
-};
+// A packed panel (dim, kPanel) as rows (kPanel, width), zeros behind dim.
+template <typename L>
+inline void transpose_panel(const typename L::Scalar* panel, int64_t dim, typename L::Scalar* rows) {
+  const int64_t width = width_of<L>(dim);
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < kPanel<L>; ++k) rows[k * width + d] = d < dim ? panel[d * kPanel<L> + k] : 0;
+}
 
-// out[r * out_stride + c] = dot of row r of a and row c of b, or adds it; rows of b are `a.count` panels long and `b_stride` apart.
-template <typename L, int Rows, typename T>
-inline void dot_tile(const Panels<L>& a, const typename L::Scalar* b, int64_t b_stride, int columns, bool add, T* out, int64_t out_stride) {
+// out[r][0..Vectors) += sum over k of g[r][k] directions[k][...], for Rows rows of g (kPanel apart) and one panel's k, summed by itself: a
+// single sum over all slices would lose digits. Rows of the other two are `width` apart.
+template <typename L, int Rows, int Vectors>
+inline void project_back_tile(const typename L::Scalar* g, const typename L::Scalar* directions, int64_t width, typename L::Scalar* out) {
   using Vec = typename L::Vec;
-  Vec sum[Rows][kDotColumns];
+  Vec sum[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::set(0);
-  for (int64_t i = 0; i < 2 * a.count; ++i) {
-    const typename L::Scalar* lefts = a.begin + i / 2 * a.next + i % 2 * L::kLanes;
-    Vec right[kDotColumns];
-#pragma GCC unroll 8
-    for (int c = 0; c < kDotColumns; ++c) right[c] = L::load(b + c * b_stride + i * L::kLanes);
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = L::set(0);
+  for (int64_t k = 0; k < kPanel<L>; ++k) {
+    Vec right[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) right[v] = L::load(directions + k * width + v * L::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vec left = L::load(lefts + r * kPanel<L>);
-#pragma GCC unroll 8
-      for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::fma(left, right[c], sum[r][c]);
+      const Vec factor = L::set(g[r * kPanel<L> + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = L::fma(factor, right[v], sum[r][v]);
     }
   }
-  using Scalar = decltype(to_float(T{}));
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < columns; ++c) {
-      T& to = out[r * out_stride + c];
-      to = Cast<T>::from(static_cast<Scalar>(L::sum(sum[r][c])) + (add ? to_float(to) : Scalar(0)));
+    for (int v = 0; v < Vectors; ++v) {
+      typename L::Scalar* to = out + r * width + v * L::kLanes;
+      L::store(to, L::load(to) + sum[r][v]);
     }
 }
 
-// out (rows, dim) = g (rows, slices) @ directions[:, first : first + slices]^T, or adds it; g has zeros behind `slices`. `columns` is room
-// for kDotColumns rows of g.
-template <typename L, typename T, typename Out>
-inline void project_back(const Panels<L>& g, int64_t rows, const T* directions, int64_t dim, int64_t all_slices, int64_t first, int64_t slices,
-                         bool add, typename L::Scalar* columns, Out* out) {
-  const int64_t stride = g.count * kPanel<L> + kCacheLine / static_cast<int64_t>(sizeof(typename L::Scalar));  // rows not a power of two apart
-  for (int64_t d = 0; d < dim; d += kDotColumns) {
-    const int some = static_cast<int>(dim - d < kDotColumns ? dim - d : kDotColumns);
-    for (int c = 0; c < kDotColumns; ++c)
-      widen_row<L>(c < some ? directions + (d + c) * all_slices + first : directions, c < some ? slices : 0, columns + c * stride,
-                   g.count * kPanel<L>);
-    int64_t r = 0;
-    for (; r + kDotRows <= rows; r += kDotRows)
-      dot_tile<L, kDotRows>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
-    for (; r + 2 <= rows; r += 2) dot_tile<L, 2>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
-    if (r < rows) dot_tile<L, 1>(g.from_row(r), columns, stride, some, add, out + r * dim + d, dim);
+template <typename L, int Vectors>
+inline void project_back_columns(const typename L::Scalar* g, int64_t rows, const typename L::Scalar* directions, int64_t width,
+                                 typename L::Scalar* out) {
+  int64_t r = 0;
+  for (; r + kBackRows <= rows; r += kBackRows)
+    project_back_tile<L, kBackRows, Vectors>(g + r * kPanel<L>, directions, width, out + r * width);
+  for (; r < rows; ++r) project_back_tile<L, 1, Vectors>(g + r * kPanel<L>, directions, width, out + r * width);
+}
+
+// out (rows, width) += g @ directions over `panels` panels: of g (rows, kPanel) each, `next` apart, of directions (kPanel, width). A few
+// vectors of all rows at a time, so that they and a panel stay in the first-level cache.
+template <typename L>
+inline void project_back(const typename L::Scalar* g, int64_t next, int64_t panels, int64_t rows, const typename L::Scalar* directions,
+                         int64_t width, typename L::Scalar* out) {
+  constexpr int kMost = 4;
+  for (int64_t d = 0; d < width; d += kMost * L::kLanes) {
+    const int64_t vectors = (width - d) / L::kLanes;
+    const auto columns = vectors >= kMost ? project_back_columns<L, kMost>
+                         : vectors == 3   ? project_back_columns<L, 3>
+                         : vectors == 2   ? project_back_columns<L, 2>
+                                          : project_back_columns<L, 1>;
+    for (int64_t p = 0; p < panels; ++p) columns(g + p * next, rows, directions + p * kPanel<L> * width + d, width, out + d);
   }
 }
 

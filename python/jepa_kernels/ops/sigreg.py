@@ -2,8 +2,9 @@
 
 `sigreg` takes x (V, N, D) and directions (D, K) of one dtype and returns sums (V, 2, T, K): over the N samples, the
 cosine at [:, 0] and the sine at [:, 1] of t[j] * (x @ directions), t = linspace(0, t_max, T), in float32 (float64 for
-float64). Projections are made block by block, forward and again backward, and are not kept. `sigreg_statistic` goes on from the
-sums to the value. Whoever asks for its gradient gets it in the same call, while the projections are at hand: the backward pass only scales it.
+float64). Projections are made block by block, forward and again backward, and are not kept. `sigreg_statistic` goes on
+from the sums to the value. Whoever asks for its gradient gets it in the same call, while the projections are at hand:
+the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..reference.sigreg import characteristic_gradient, characteristic_sums
 from ..reference.sigreg import quadrature as draw_quadrature
 from ..reference.sigreg import unit_directions as draw_directions
 from ._library import define
+from .plans import bystanders
 from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -267,3 +269,27 @@ unit_directions = define(
     _fake_directions,
     tags=(torch.Tag.nondeterministic_seeded,),
 )
+
+
+class _Statistic(torch.autograd.Function):
+    """The gradient of `sigreg_statistic` recorded without the dispatcher, which takes a tenth of the time of a small call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+        value, gradient = _statistic(x, directions, num_points, t_max, True)
+        ctx.save_for_backward(gradient, x)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _statistic_autograd(ctx, grad, None)[:4]
+
+
+def statistic(x: Tensor, directions: Tensor, num_points: int, t_max: float) -> Tensor:
+    """The value, differentiable with respect to x."""
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    if bystanders(x, directions):
+        return sigreg_statistic(x, directions, num_points, t_max, wanted)[0]
+    if wanted:
+        return _Statistic.apply(x, directions, num_points, t_max)
+    return _statistic(x, directions, num_points, t_max, False)[0]

@@ -29,10 +29,19 @@ using Buffer = std::unique_ptr<char, Aligned>;
 
 Buffer buffer_of(int64_t bytes) { return Buffer(static_cast<char*>(::operator new(static_cast<size_t>(bytes), std::align_val_t{64}))); }
 
-// Memory of a thread that is kept from call to call: fresh pages cost more than what is computed on them.
+// Memory of a thread that is kept from call to call, as fresh pages cost more than what is computed on them; not beyond this size, as
+// it is held for good.
+constexpr int64_t kKeptBytes = 64 << 20;
+
 struct Kept {
   Buffer memory;
   int64_t bytes = 0;
+
+  void give_back_excess() {
+    if (bytes <= kKeptBytes) return;
+    memory = nullptr;
+    bytes = 0;
+  }
 
   char* at_least(int64_t wanted) {
     if (bytes < wanted) {
@@ -74,6 +83,7 @@ void run(const ProductTask& task, int num_threads) {
   parallel_for(plan.chunks, num_threads, [&](int64_t chunk) {
     static thread_local Kept scratch;
     functions.run_chunk(task, plan, chunk, scratch.at_least(bytes));
+    scratch.give_back_excess();
   });
 }
 
@@ -222,6 +232,7 @@ void linear_weight_gradient_cpu(const TensorView& dy, const TensorView& x, const
   task.a = units;
   task.a_packed = true;
   run(task, num_threads);
+  packed.give_back_excess();
 }
 
 }  // namespace jepa

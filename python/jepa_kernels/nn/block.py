@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..rope import Rope3D
 from .attention import Attention, RoPEAttention
-from .linear import Linear
+from .linear import Linear, mlp_product
 
 LAYER_NORM_EPS = 1e-6
 
@@ -31,7 +31,8 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden_features, out_features or in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1.then_gelu(x))
+        y = mlp_product(x, self.fc1, self.fc2)
+        return self.fc2(self.fc1.then_gelu(x)) if y is None else y
 
 
 class Block(nn.Module):

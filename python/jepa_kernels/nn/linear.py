@@ -1,4 +1,5 @@
-"""A linear map that reads kept low-precision copies of its weights under autocast, and multiplies through oneDNN on a CPU."""
+"""A linear map that reads kept low-precision copies of its weights under autocast, and multiplies by this package's or oneDNN's
+products on a CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ..ops import linear as products
 from ..ops.plans import direct
 
 # Reordering a widening bfloat16 weight into oneDNN's blocks first pays from about this many rows on (measured: 8 % at 576 rows,
@@ -35,7 +37,8 @@ class Linear(nn.Linear):
 
     - Under autocast it reads the copies that `attach_copies` gave it, which hold what autocast would cast anew. The gradients
       are those of autocast, sums in float32 over all rows of x rounded once to its dtype, and reach the parameters themselves.
-    - Float32 products on a CPU go to oneDNN, where torch takes MKL: a sum in another order, twice as fast on AMD's Zen 5.
+    - Products on a CPU are sums in another order: in float32 oneDNN's, where torch takes MKL, twice as fast on AMD's Zen 5; by
+      bfloat16 copies, where the processor has AVX512_BF16, those of this package (docs/measured/drop_in_cpu.md).
 
     Shapes: (..., in_features) -> (..., out_features).
 
@@ -64,14 +67,17 @@ class Linear(nn.Linear):
         if found is None:
             return F.linear(x, self.weight, self.bias)
         weight, bias = found
-        return _Product.apply(x.to(weight.dtype), self.weight, self.bias, weight, bias)
+        # The view is made out here: the caller may write into the result, which autograd forbids on a Function's own view.
+        rows = x.to(weight.dtype).reshape(-1, x.shape[-1])
+        return _Product.apply(rows, self.weight, self.bias, weight, bias).view(*x.shape[:-1], self.out_features)
 
     def then_gelu(self, x: Tensor) -> Tensor:
         """The exact GELU of the map, in one pass with it on a CPU where no gradient is wanted."""
         found = None if torch.is_grad_enabled() else self._found(x)
         if found is None or not _onednn(x.device, found[0].dtype):
             return F.gelu(self(x))
-        return _linear(x.to(found[0].dtype), *found, "gelu")
+        rows = x.to(found[0].dtype).reshape(-1, x.shape[-1])
+        return _linear(rows, *found, "gelu").view(*x.shape[:-1], self.out_features)
 
     def _found(self, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias to read in place of the parameters, or to multiply by oneDNN; None for the usual way."""
@@ -99,6 +105,18 @@ class Linear(nn.Linear):
 
 def _tied(parameter: Tensor, copy: Tensor) -> _Copy:
     return _Copy(parameter, copy, parameter._version - copy._version)
+
+
+def mlp_product(x: Tensor, first: Linear, second: Linear) -> Tensor | None:
+    """second(gelu(first(x))) by the copies of both, the GELU inside the products; None where that does not serve."""
+    if any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks for layer in (first, second)):
+        return None
+    found = first._found(x), second._found(x)
+    if found[0] is None or found[1] is None or found[0][0].dtype != torch.bfloat16:
+        return None
+    if products.why_not_by(x, found[0], found[1]) is not None:
+        return None
+    return products.mlp_by(x, ((first.weight, first.bias), (second.weight, second.bias)), (found[0], found[1]))
 
 
 def attach_copies(
@@ -150,7 +168,9 @@ def _onednn(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
-    """x W^T + b, or its GELU."""
+    """x W^T + b, or its GELU, for rows of x."""
+    if weight.dtype == torch.bfloat16 and products.why_not_by(x, (weight, bias)) is None:
+        return products.product(x, weight, bias, gelu=then == "gelu")
     if not x.numel() or not _onednn(x.device, weight.dtype):
         y = F.linear(x, weight, bias)
         return F.gelu(y) if then == "gelu" else y
@@ -161,27 +181,31 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") 
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b by the weights that are read; the gradients go to the parameters."""
+    """x W^T + b for rows of x, by the weights that are read; the gradients go to the parameters."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, parameter: Tensor, bias_parameter: Tensor | None, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.native = weight.dtype == torch.bfloat16 and products.why_not_by(x, (weight, bias)) is None
         return _linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        rows, inputs = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        x, weight, bias = ctx.saved_tensors
+        if ctx.native:
+            dy = dy.contiguous()
+            dx = products.input_gradient(dy, weight, x.dtype) if ctx.needs_input_grad[0] else None
+            return (dx, *products.parameter_gradients(ctx.needs_input_grad[1:3], dy, x, weight, bias), None, None)
         dx = dweight = dbias = None
         # Measured: oneDNN's plain product is the faster one for these two in bfloat16, and half as slow as MKL's in float32.
         exact = weight.dtype == torch.float32
         if ctx.needs_input_grad[0]:
-            dx = (_linear(rows, weight.t(), None) if exact else rows @ weight).view(x.shape)
+            dx = _linear(dy, weight.t(), None) if exact else dy @ weight
         if ctx.needs_input_grad[1]:
-            dweight = _linear(rows.t(), inputs.t(), None) if exact else rows.t() @ inputs
+            dweight = _linear(dy.t(), x.t(), None) if exact else dy.t() @ x
         if ctx.needs_input_grad[2]:
-            dbias = rows.sum(0)
+            dbias = dy.sum(0)
         return dx, dweight, dbias, None, None

@@ -20,10 +20,16 @@ from .plans import direct
 # Fewer rows than this leave the time of a product to reading the weight, which torch does as well.
 FEWEST_ROWS = 16
 _LOW, _FULL = torch.bfloat16, torch.float32
+Map = tuple[Tensor, Tensor | None]  # weight and bias
 
 
 def why_not(x: Tensor, *layers: nn.Linear) -> str | None:
     """None, or why the native bfloat16 products cannot run these layers, one after the other, on `x`."""
+    return why_not_by(x, *((layer.weight, layer.bias) for layer in layers))
+
+
+def why_not_by(x: Tensor, *maps: Map) -> str | None:
+    """The same for weights and biases."""
     if not _ready(x):
         return "the call is traced, transformed, or not on a CPU"
     dtype = _working_dtype(x)
@@ -32,18 +38,17 @@ def why_not(x: Tensor, *layers: nn.Linear) -> str | None:
     if x.numel() < FEWEST_ROWS * x.shape[-1]:
         return "few rows"
     width = x.shape[-1]
-    for layer in layers:
-        reason = _layer_reason(layer, width)
+    for weight, bias in maps:
+        reason = _parameter_reason(weight, bias, width)
         if reason is not None:
             return reason
-        width = layer.weight.shape[0]
+        width = weight.shape[0]
     if _native.why_no_cpu() is not None or _native.cpu().active_isa() != "avx512_bf16":
         return "this processor or build has no AVX512_BF16"
     return None
 
 
-def _layer_reason(layer: nn.Linear, width: int) -> str | None:
-    weight, bias = layer.weight, layer.bias
+def _parameter_reason(weight: Tensor, bias: Tensor | None, width: int) -> str | None:
     parameters = [weight] if bias is None else [weight, bias]
     if any(type(p) not in (Tensor, nn.Parameter) or p.device.type != "cpu" or p.dtype not in (_LOW, _FULL) for p in parameters):
         return "a parameter is sharded, on another device, or neither float32 nor bfloat16"
@@ -57,7 +62,7 @@ def _layer_reason(layer: nn.Linear, width: int) -> str | None:
 def linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """What `layer` computes, y = x W^T + b: (..., K) -> (..., N) in bfloat16. Ask `why_not` first."""
     rows = x.reshape(-1, x.shape[-1])
-    run = _Linear.apply if torch.is_grad_enabled() else _product
+    run = _Linear.apply if torch.is_grad_enabled() else product
     # The view is made out here: the caller may write into the result, which autograd forbids on a view that a Function returns.
     return run(rows, layer.weight, layer.bias).view(*x.shape[:-1], -1)
 
@@ -66,14 +71,23 @@ def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
     """The exact GELU of what `layer` computes; in one pass where no gradient is wanted. Ask `why_not` first."""
     if torch.is_grad_enabled():
         return F.gelu(linear(x, layer))
-    return _product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, gelu=True).view(*x.shape[:-1], -1)
+    return product(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias, gelu=True).view(*x.shape[:-1], -1)
 
 
 def mlp(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
     """second(gelu(first(x))), the GELU and its derivative in the epilogues of the products beside them. Ask `why_not` first."""
+    maps = (first.weight, first.bias), (second.weight, second.bias)
+    return mlp_by(x, maps, maps)
+
+
+def mlp_by(x: Tensor, parameters: tuple[Map, Map], read: tuple[Map, Map]) -> Tensor:
+    """The same by the values of `read`, which are copies of the parameters; these get the gradients. Ask `why_not_by` first."""
     rows = x.reshape(-1, x.shape[-1])
-    run = _Mlp.apply if torch.is_grad_enabled() else _mlp
-    return run(rows, first.weight, first.bias, second.weight, second.bias).view(*x.shape[:-1], -1)
+    if torch.is_grad_enabled():
+        y = _Mlp.apply(rows, *parameters[0], *parameters[1], *read[0], *read[1])
+    else:
+        y = _mlp(rows, *read[0], *read[1])
+    return y.view(*x.shape[:-1], -1)
 
 
 def _ready(x: Any) -> bool:
@@ -103,7 +117,7 @@ def _full(bias: Tensor | None) -> Tensor | None:
     return None if bias is None else bias.detach().to(_FULL).contiguous()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, pre: Tensor | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False, pre: Tensor | None = None) -> Tensor:
     """x W^T + b or its GELU, in bfloat16; `pre` receives the GELU's input."""
     x, bias = _low(x), _full(bias)  # held until the call has ended: views hold addresses alone
     y = x.new_empty((x.shape[0], weight.shape[0]))
@@ -120,14 +134,14 @@ def _mlp(x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias
     return y
 
 
-def _input_gradient(dy: Tensor, weight: Tensor, dtype: torch.dtype, pre: Tensor | None = None) -> Tensor:
+def input_gradient(dy: Tensor, weight: Tensor, dtype: torch.dtype, pre: Tensor | None = None) -> Tensor:
     """dy W, times the GELU's derivative at `pre`."""
     dx = dy.new_empty((dy.shape[0], weight.shape[1]), dtype=dtype)
     _native.cpu().linear_input_gradient(*map(_native.view, (dy, weight, pre, dx)), torch.get_num_threads())
     return dx
 
 
-def _parameter_gradients(
+def parameter_gradients(
     needed: tuple[bool, bool], dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """dy^T x and the sum of dy's rows, each in the dtype of its parameter, or None where it is not needed."""
@@ -145,36 +159,39 @@ class _Linear(torch.autograd.Function):
         rows = _low(x)
         ctx.save_for_backward(rows, weight, bias)
         ctx.dtype = x.dtype
-        return _product(rows, weight, bias)
+        return product(rows, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias = ctx.saved_tensors
         dy = _low(dy)
-        dx = _input_gradient(dy, weight, ctx.dtype) if ctx.needs_input_grad[0] else None
-        return (dx, *_parameter_gradients(ctx.needs_input_grad[1:], dy, x, weight, bias))
+        dx = input_gradient(dy, weight, ctx.dtype) if ctx.needs_input_grad[0] else None
+        return (dx, *parameter_gradients(ctx.needs_input_grad[1:], dy, x, weight, bias))
 
 
 class _Mlp(torch.autograd.Function):
+    """By the four tensors that are read; the gradients go to the four parameters, in the dtype of what was read."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor | None, weight2: Tensor, bias2: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *tensors: Tensor | None) -> Tensor:
+        weight1, bias1, weight2, bias2 = tensors[4:]
         rows = _low(x)
-        pre = rows.new_empty((rows.shape[0], weight1.shape[0]))
-        hidden = _product(rows, weight1, bias1, gelu=True, pre=pre)
+        pre = rows.new_empty((rows.shape[0], weight1.shape[0]))  # type: ignore[union-attr]
+        hidden = product(rows, weight1, bias1, gelu=True, pre=pre)  # type: ignore[arg-type]
         ctx.save_for_backward(rows, pre, hidden, weight1, bias1, weight2, bias2)
         ctx.dtype = x.dtype
-        return _product(hidden, weight2, bias2)
+        return product(hidden, weight2, bias2)  # type: ignore[arg-type]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, pre, hidden, weight1, bias1, weight2, bias2 = ctx.saved_tensors
-        needed = ctx.needs_input_grad
+        needed, rest = ctx.needs_input_grad, (None,) * 4
         dy = _low(dy)
-        second = _parameter_gradients(needed[3:], dy, hidden, weight2, bias2)
+        second = parameter_gradients(needed[3:5], dy, hidden, weight2, bias2)
         if not any(needed[:3]):
-            return (None, None, None, *second)
-        dpre = _input_gradient(dy, weight2, _LOW, pre)
-        first = _parameter_gradients(needed[1:3], dpre, x, weight1, bias1)
-        return (_input_gradient(dpre, weight1, ctx.dtype) if needed[0] else None, *first, *second)
+            return (None, None, None, *second, *rest)
+        dpre = input_gradient(dy, weight2, _LOW, pre)
+        first = parameter_gradients(needed[1:3], dpre, x, weight1, bias1)
+        return (input_gradient(dpre, weight1, ctx.dtype) if needed[0] else None, *first, *second, *rest)

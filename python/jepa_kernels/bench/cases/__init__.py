@@ -6,11 +6,22 @@ from collections.abc import Sequence
 
 from .. import globs
 from ..errors import BenchInputError
-from . import adamw_ema, ema_update, encoder, jepa_loss, masked_attention, patch_embed, patch_embed_pair, sigreg, train_step
+from . import (
+    adamw_ema,
+    ema_update,
+    encoder,
+    jepa_loss,
+    masked_attention,
+    objectives,
+    patch_embed,
+    patch_embed_pair,
+    sigreg,
+    train_step,
+)
 from .base import Case, Provider, Setting, Work
 from .own import load_cases, model_case
 
-WHOLE = ("train_step", "model", "encoder")  # operators whose cases are whole steps or models
+WHOLE = ("train_step", "objectives", "model", "encoder")  # operators whose cases are whole steps or models
 
 __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
 
@@ -18,7 +29,7 @@ __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_ca
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
     operators = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg)
-    return [case for module in (*operators, encoder, train_step) for case in module.cases()]
+    return [case for module in (*operators, encoder, train_step, objectives) for case in module.cases()]
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:

@@ -71,11 +71,11 @@ def probe(
     part = part or state.default_part(found)
     if part not in found:
         raise TrainError(f"{checkpoint} has no {part!r}; it has {', '.join(map(str, found))}")
-    splits, names, skipped = _splits(data, config)
+    splits, names, skipped = read_splits(data, config)
     model = build_model(config).eval()
-    random = _scores(getattr(model, part), splits, names, neighbours, batch)
+    random = score(getattr(model, part), splits, names, neighbours, batch)
     state.load_parts(model, found, str(checkpoint))
-    trained = _scores(getattr(model, part), splits, names, neighbours, batch)
+    trained = score(getattr(model, part), splits, names, neighbours, batch)
     test = splits[1][1]
     chance = float(torch.bincount(test, minlength=len(names)).max()) / len(test)
     return Result(trained, random, chance, len(names), len(splits[0][1]), len(test), skipped)
@@ -98,7 +98,7 @@ def report(checkpoint: Path, data: Path, part: str | None, neighbours: int, batc
     return "\n".join(lines)
 
 
-def _splits(data: Path, config: Config) -> tuple[list[tuple[Tensor, Tensor]], list[str], int]:
+def read_splits(data: Path, config: Config) -> tuple[list[tuple[Tensor, Tensor]], list[str], int]:
     """(pixels, labels) of the training and of the test images, the classes' names, and how many files were unreadable."""
     given = [data / "train", data / "test"]
     folders = given if all(folder.is_dir() for folder in given) else [data]
@@ -151,7 +151,10 @@ def _half(labels: Tensor, seed: int) -> Tensor:
     return chosen
 
 
-def _scores(encoder: nn.Module, splits: list[tuple[Tensor, Tensor]], names: list[str], neighbours: int, batch: int) -> Scores:
+def score(
+    encoder: nn.Module, splits: list[tuple[Tensor, Tensor]], names: list[str], neighbours: int = 10, batch: int = 64
+) -> Scores:
+    """The scores of a frozen encoder: see `probe`; `splits` and `names` are those of `read_splits`."""
     (train, train_labels), (test, test_labels) = ((_features(encoder, pixels, batch), labels) for pixels, labels in splits)
     mean, std = train.mean(dim=0), train.std(dim=0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std

@@ -308,7 +308,7 @@ def make_case(objective: str, name: str, shape: Shape, dtype: str, tags: set[str
 
 def cases() -> list[Case]:
     """Small encoders for CPUs, and ViT-L, whose steps need a GPU."""
-    images = Shape("vit_tiny", 8, 1, 224, predictor=(96, 6, 3), decoder=(96, 4, 3))
+    images = Shape("vit_tiny", 4, 1, 224, predictor=(96, 6, 3), decoder=(96, 4, 3))
     clips = Shape("vit_tiny", 2, 16, 128, predictor=(96, 6, 3), decoder=(96, 4, 3))
     large = Shape(
         "vit_large", 32, 1, 224, predictor=(384, 12, 12), decoder=(512, 8, 16), expander=8192, prototypes=65536

@@ -15,6 +15,7 @@ from jepa_kernels.bench.cases import (
     adamw_ema,
     ema_update,
     masked_attention,
+    objectives,
     patch_embed,
     patch_embed_pair,
     train_step,
@@ -34,7 +35,12 @@ def toy_cases() -> list[Case]:
     image = patch_embed.Shape(batch=2, frames=1, size=28, patch=14, tubelet=0, dim=24)
     dense = masked_attention.Shape(batch=2, heads=2, head_dim=16, tokens=12)
     step = train_step.Shape("vit_tiny", 1, 2, 4, 32, predictor_dim=48, predictor_depth=1, predictor_heads=2, patch=8)
+    heads = {"predictor": (48, 1, 4), "decoder": (48, 1, 4), "hidden": 32, "expander": 32, "prototypes": 64}
+    images = objectives.Shape("vit_tiny", 3, 1, 32, depth=1, patch=4, local_size=16, **heads)
+    clips = objectives.Shape("vit_tiny", 2, 4, 32, depth=1, patch=8, **heads)
     found = [ema_update.make_case("toy", [(3, 5), (7,)], set()), adamw_ema.make_case("toy", [(3, 5), (7,)], set())]
+    found += [objectives.make_case(name, "toy", images, "fp32", {"full"}) for name in objectives.IMAGES]
+    found += [objectives.make_case(name, "toy", clips, "fp32", {"full"}) for name in objectives.CLIPS]
     for dtype in ("fp32", "bf16"):
         found += [
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),

@@ -58,7 +58,7 @@ def _over_masks(config: Config, shared: dict[str, Any]) -> Objective:
         return build_vjepa(model.encoder, loss_exp=model.loss_exp, **heads, **clip, **shared)
     if model.family == "vjepa2":
         return build_vjepa2(model.encoder, **heads, **clip, **shared)
-    return build_mae(model.encoder, **heads, **clip, **shared)
+    return build_mae(model.encoder, normalize_patches=config.head.normalize_patches, **heads, **clip, **shared)
 
 
 def _over_views(config: Config, shared: dict[str, Any]) -> Objective:

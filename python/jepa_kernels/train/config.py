@@ -84,9 +84,10 @@ class Views:
 
 @dataclass(frozen=True)
 class Head:
-    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their losses; each reads its own.
+    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their and MAE's losses; each reads its own.
 
     `hidden_dim` is the width of the projector's layers and `out_dim` that of the embeddings, of DINO's bottleneck.
+    `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1.
     """
 
     hidden_dim: int = 2048
@@ -98,6 +99,7 @@ class Head:
     teacher_temperature: float = 0.04
     centre_momentum: float = 0.9
     vicreg_weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
+    normalize_patches: bool = True
 
 
 @dataclass(frozen=True)

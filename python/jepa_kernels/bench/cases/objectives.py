@@ -194,7 +194,7 @@ def _head_flops(inputs: StepInputs) -> float:
         if objective == "lejepa":
             flops += formulas.sigreg_flops(views, batch, 64, SIGREG_SLICES, SIGREG_POINTS)
         elif objective == "vicreg":
-            flops += 2 * views * 4 * batch * shape.expander**2  # a covariance a view, forward and backward
+            flops += views * 4 * batch * shape.expander**2  # a covariance a view, forward and backward
         else:
             flops += 2 * GLOBAL_CROPS * batch * weights
         return flops

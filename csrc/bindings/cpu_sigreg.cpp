@@ -12,6 +12,8 @@ void bind_sigreg(py::module_& m) {
         py::arg("sums"), py::arg("step"), py::arg("num_threads"));
   m.def("sigreg_backward", &sigreg_backward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("grad_sums"), py::arg("x"),
         py::arg("directions"), py::arg("grad_x"), py::arg("step"), py::arg("num_threads"));
+  m.def("sigreg_fit", &sigreg_fit_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("x"), py::arg("directions"), py::arg("phi"),
+        py::arg("weights"), py::arg("grad_x"), py::arg("step"), py::arg("num_threads"));
 }
 
 }  // namespace jepa

@@ -11,11 +11,13 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8;  // two vectors each in registers: 16 of 32
-constexpr int kDotRows = 6, kDotColumns = 4;
+constexpr int kBackRows = 6;
 #else
 constexpr int kTileRows = 4;
-constexpr int kDotRows = 2, kDotColumns = 4;
+constexpr int kBackRows = 2;
 #endif
+
+constexpr int64_t kCacheLine = 64;
 
 // Slices whose projections are made together.
 template <typename L>
@@ -36,10 +38,9 @@ inline void pack_panel(const T* directions, int64_t dim, int64_t slices, int64_t
   for (int64_t d = 0; d < dim; ++d) widen_row<L>(directions + d * slices + begin, count, panel + d * kPanel<L>, kPanel<L>);
 }
 
-// z[r][0..kPanel) = sum over d of x[r][d] panel[d][...], for Rows rows; rows of x are `dim`, those of z `z_stride` apart.
+// z[r][0..kPanel) = sum over d of x[r][d] panel[d][...], for Rows rows.
 template <typename L, int Rows>
-inline void project_tile(const typename L::Scalar* x, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z,
-                         int64_t z_stride) {
+inline void project_tile(const typename L::Scalar* x, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z) {
   using Vec = typename L::Vec;
   Vec low[Rows], high[Rows];
   for (int r = 0; r < Rows; ++r) low[r] = high[r] = L::set(0);
@@ -53,57 +54,80 @@ inline void project_tile(const typename L::Scalar* x, int64_t dim, const typenam
     }
   }
   for (int r = 0; r < Rows; ++r) {
-    L::store(z + r * z_stride, low[r]);
-    L::store(z + r * z_stride + L::kLanes, high[r]);
+    L::store(z + r * kPanel<L>, low[r]);
+    L::store(z + r * kPanel<L> + L::kLanes, high[r]);
   }
 }
 
 template <typename L>
-inline void project(const typename L::Scalar* x, int64_t rows, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z,
-                    int64_t z_stride) {
+inline void project(const typename L::Scalar* x, int64_t rows, int64_t dim, const typename L::Scalar* panel, typename L::Scalar* z) {
   int64_t r = 0;
-  for (; r + kTileRows <= rows; r += kTileRows) project_tile<L, kTileRows>(x + r * dim, dim, panel, z + r * z_stride, z_stride);
-  for (; r < rows; ++r) project_tile<L, 1>(x + r * dim, dim, panel, z + r * z_stride, z_stride);
+  for (; r + kTileRows <= rows; r += kTileRows) project_tile<L, kTileRows>(x + r * dim, dim, panel, z + r * kPanel<L>);
+  for (; r < rows; ++r) project_tile<L, 1>(x + r * dim, dim, panel, z + r * kPanel<L>);
 }
 
-// out[r * out_stride + c] = dot of row r of a and row c of b, `length` elements each, a multiple of the lanes.
-template <typename L, int Rows, typename T>
-inline void dot_tile(const typename L::Scalar* a, int64_t a_stride, const typename L::Scalar* b, int64_t b_stride, int64_t length,
-                     int columns, T* out, int64_t out_stride) {
+// Elements of a row of transposed directions.
+template <typename L>
+inline int64_t width_of(int64_t dim) {
+  return (dim + L::kLanes - 1) / L::kLanes * L::kLanes;
+}
+
+// A packed panel (dim, kPanel) as rows (kPanel, width), zeros behind dim.
+template <typename L>
+inline void transpose_panel(const typename L::Scalar* panel, int64_t dim, typename L::Scalar* rows) {
+  const int64_t width = width_of<L>(dim);
+  for (int64_t d = 0; d < width; ++d)
+    for (int64_t k = 0; k < kPanel<L>; ++k) rows[k * width + d] = d < dim ? panel[d * kPanel<L> + k] : 0;
+}
+
+// out[r][0..Vectors) += sum over k of g[r][k] directions[k][...], for Rows rows of g (kPanel apart) and one panel's k, summed by itself: a
+// single sum over all slices would lose digits. Rows of the other two are `width` apart.
+template <typename L, int Rows, int Vectors>
+inline void project_back_tile(const typename L::Scalar* g, const typename L::Scalar* directions, int64_t width, typename L::Scalar* out) {
   using Vec = typename L::Vec;
-  Vec sum[Rows][kDotColumns];
+  Vec sum[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::set(0);
-  for (int64_t i = 0; i < length; i += L::kLanes) {
-    Vec right[kDotColumns];
-#pragma GCC unroll 8
-    for (int c = 0; c < kDotColumns; ++c) right[c] = L::load(b + c * b_stride + i);
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = L::set(0);
+  for (int64_t k = 0; k < kPanel<L>; ++k) {
+    Vec right[Vectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) right[v] = L::load(directions + k * width + v * L::kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
-      const Vec left = L::load(a + r * a_stride + i);
-#pragma GCC unroll 8
-      for (int c = 0; c < kDotColumns; ++c) sum[r][c] = L::fma(left, right[c], sum[r][c]);
+      const Vec factor = L::set(g[r * kPanel<L> + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) sum[r][v] = L::fma(factor, right[v], sum[r][v]);
     }
   }
   for (int r = 0; r < Rows; ++r)
-    for (int c = 0; c < columns; ++c)
-      out[r * out_stride + c] = Cast<T>::from(static_cast<decltype(to_float(T{}))>(L::sum(sum[r][c])));
+    for (int v = 0; v < Vectors; ++v) {
+      typename L::Scalar* to = out + r * width + v * L::kLanes;
+      L::store(to, L::load(to) + sum[r][v]);
+    }
 }
 
-// out (rows, dim) = g (rows, slices) @ directions^T; rows of g are `stride` apart with zeros behind `slices`. `columns` is room for
-// kDotColumns rows of `stride`.
-template <typename L, typename T>
-inline void project_back(const typename L::Scalar* g, int64_t rows, int64_t stride, const T* directions, int64_t dim, int64_t slices,
-                         typename L::Scalar* columns, T* out) {
-  for (int64_t d = 0; d < dim; d += kDotColumns) {
-    const int some = static_cast<int>(dim - d < kDotColumns ? dim - d : kDotColumns);
-    for (int c = 0; c < kDotColumns; ++c)
-      widen_row<L>(c < some ? directions + (d + c) * slices : directions, c < some ? slices : 0, columns + c * stride, stride);
-    int64_t r = 0;
-    for (; r + kDotRows <= rows; r += kDotRows)
-      dot_tile<L, kDotRows>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
-    for (; r + 2 <= rows; r += 2) dot_tile<L, 2>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
-    if (r < rows) dot_tile<L, 1>(g + r * stride, stride, columns, stride, stride, some, out + r * dim + d, dim);
+template <typename L, int Vectors>
+inline void project_back_columns(const typename L::Scalar* g, int64_t rows, const typename L::Scalar* directions, int64_t width,
+                                 typename L::Scalar* out) {
+  int64_t r = 0;
+  for (; r + kBackRows <= rows; r += kBackRows)
+    project_back_tile<L, kBackRows, Vectors>(g + r * kPanel<L>, directions, width, out + r * width);
+  for (; r < rows; ++r) project_back_tile<L, 1, Vectors>(g + r * kPanel<L>, directions, width, out + r * width);
+}
+
+// out (rows, width) += g @ directions over `panels` panels: of g (rows, kPanel) each, `next` apart, of directions (kPanel, width). A few
+// vectors of all rows at a time, so that they and a panel stay in the first-level cache.
+template <typename L>
+inline void project_back(const typename L::Scalar* g, int64_t next, int64_t panels, int64_t rows, const typename L::Scalar* directions,
+                         int64_t width, typename L::Scalar* out) {
+  constexpr int kMost = 4;
+  for (int64_t d = 0; d < width; d += kMost * L::kLanes) {
+    const int64_t vectors = (width - d) / L::kLanes;
+    const auto columns = vectors >= kMost ? project_back_columns<L, kMost>
+                         : vectors == 3   ? project_back_columns<L, 3>
+                         : vectors == 2   ? project_back_columns<L, 2>
+                                          : project_back_columns<L, 1>;
+    for (int64_t p = 0; p < panels; ++p) columns(g + p * next, rows, directions + p * kPanel<L> * width + d, width, out + d);
   }
 }
 

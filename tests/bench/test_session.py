@@ -175,6 +175,12 @@ def no_memory(_x: torch.Tensor) -> torch.Tensor:
     raise torch.cuda.OutOfMemoryError("full")
 
 
+def most_of_what_is_free(x: torch.Tensor) -> torch.Tensor:
+    free = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    assert free is not None
+    return torch.empty(int(free[1]) * 1024 * 19 // 20 // 4)[:8].copy_(x)  # no page is written: Linux grants it unless bounded
+
+
 @pytest.mark.parametrize(
     ("run", "status", "words", "code"),
     [
@@ -182,6 +188,10 @@ def no_memory(_x: torch.Tensor) -> torch.Tensor:
         (breaks, "failed", "RuntimeError: cannot", 4),
         (not_here, "unsupported", "no such machine", 0),
         (no_memory, "oom", "full", 0),
+        pytest.param(
+            most_of_what_is_free, "oom", "can't allocate memory", 0,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="the bound reads /proc"),
+        ),
     ],
 )
 def test_provider_that_cannot_is_told_and_not_timed(

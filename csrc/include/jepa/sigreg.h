@@ -14,4 +14,9 @@ void sigreg_forward_cpu(const TensorView& x, const TensorView& directions, const
 void sigreg_backward_cpu(const TensorView& grad_sums, const TensorView& x, const TensorView& directions, const TensorView& grad_x,
                          double step, int num_threads);
 
+// The mean over V and K of N * sum over j of weights[j] * ((mean cosine - phi[j])^2 + (mean sine)^2), and its gradient with respect to x in
+// grad_x, which has x's shape and the type of the sums; phi and weights (T,) of that type.
+double sigreg_fit_cpu(const TensorView& x, const TensorView& directions, const TensorView& phi, const TensorView& weights,
+                      const TensorView& grad_x, double step, int num_threads);
+
 }  // namespace jepa

@@ -20,7 +20,7 @@ from .clocks import Clock, clock_for
 from .correctness import UNCHECKED, Check, check
 from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
-from .memory import Memory, peak_memory
+from .memory import Memory, bounded_memory, is_exhaustion, peak_memory
 from .statistics import Summary, paired_ratio, summarise
 from .store import Record
 from .suite import Suite
@@ -111,6 +111,7 @@ def chosen_cases(suite: Suite, device: torch.device) -> list[Case]:
     return [replace(case, peer=suite.baseline) if suite.baseline in names[case.id] else case for case in cases]
 
 
+@bounded_memory()
 def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     """Check and time every provider of a case; `remaining` cases share what is left of the time budget."""
     cells = [Cell(provider) for provider in select_providers(case, session.device, session.suite.providers)]
@@ -178,7 +179,7 @@ def _mark(cells: Sequence[Cell], status: str, reason: str) -> None:
 def _failure(error: BaseException, prefix: str = "") -> tuple[str, str]:
     if isinstance(error, BackendError):
         return "unsupported", str(error)  # what is wanted is not here
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+    if is_exhaustion(error):
         return "oom", f"{prefix}{error}"
     return "failed", f"{prefix}{type(error).__name__}: {error}"
 

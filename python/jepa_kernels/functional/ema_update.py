@@ -76,8 +76,8 @@ def ema_update_(
     run = PLANS.find(targets, online, shadows)
     if run is not None and True not in [target.requires_grad for target in targets]:  # checked when they first came
         scalars = _checked_scalars(momentum, stochastic_rounding, seed, targets[0].device)
+        _plans.written([*targets, *shadows])  # before the update sweeps what was looked at out of the caches
         run(scalars["momentum"], stochastic_rounding, scalars["seed"])
-        _plans.written([*targets, *shadows])
         return
     arguments = prepare(targets, online, momentum, shadows=shadows, stochastic_rounding=stochastic_rounding, seed=seed)
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..ops.sigreg import quadrature, sigreg_statistic, unit_directions
+from ..ops.sigreg import quadrature, statistic, unit_directions
 from ..ops.sigreg import sigreg as _operator
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,9 +58,10 @@ def sigreg(
     value and gradient. Non-finite inputs make the result NaN. float32 angles t_max * |z| beyond 1e4 are exact on cpu
     and lose digits on triton.
 
-    Cost: 2 * N * D * K FLOPs of matrix product forward and twice that backward, where projections are made again; 8
-        FLOPs a sample, slice and point forward, 10 backward. Bytes: x, A and (2, num_points, K) sums. On a CPU
-        projections stay in the caches, at most 64 samples' a thread; on a GPU they exist 2**24 at a time.
+    Cost: 2 * N * D * K FLOPs of matrix product for the value and as many for the gradient; 7 and 8 FLOPs a sample, slice
+        and point. Where x requires grad, the gradient is made in the same call, kept in float32 and scaled by the
+        backward pass. Bytes: x, A and that gradient. Projections exist 4 MiB or 512 slices' at a time on a CPU, 2**24
+        on a GPU. There, and with a group, (2, num_points, K) sums are kept and projections made twice.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton, as far as the matrix product
     is.
@@ -81,7 +82,7 @@ def sigreg(
         drawn = unit_directions(x.detach(), num_slices, torch.tensor(seed) if isinstance(seed, int) else seed)
         arguments["directions"] = drawn.to(arguments["x"].dtype)
     if group is None:
-        return sigreg_statistic(**arguments)[0]
+        return statistic(**arguments)
     sums, count = _joined(_operator(**arguments), x.shape[-2], group)  # [V, 2, T, K]
     return _statistic(sums, count, num_points, t_max)
 

@@ -165,8 +165,8 @@ class EMATarget:
             ema_update_(self.targets, self.online, chosen, **options)
             self._run, self._forced = operator.PLANS.find(self.targets, self.online, self.shadows), forced
         else:
+            plans.written([*self.targets, *self.shadows])  # before the update sweeps what `refresh` read out of the caches
             self._run(chosen, self.stochastic_rounding, seed)
-            plans.written([*self.targets, *self.shadows])
         self.finish_step()
 
     def update_some(self, places: list[int], momentum: float | Tensor) -> None:

@@ -122,12 +122,10 @@ def _reference(inputs: StepInputs) -> list[Tensor]:
     from ... import reference
 
     params, targets = ([p.double() for p in inputs.params] for _ in range(2))
-    exp_avgs, exp_avg_sqs = ([torch.zeros_like(p) for p in params] for _ in range(2))
-    steps = [torch.zeros((), device=p.device) for p in params]
     options: dict[str, Any] = {"lr": LR, "weight_decay": WEIGHT_DECAY, "momentum": MOMENTUM}
-    reference.adamw_ema_(
-        params, [g.double() for g in inputs.grads], exp_avgs, exp_avg_sqs, steps, targets=targets, **options
-    )
+    for param, target, grad in zip(params, targets, inputs.grads, strict=True):  # one by one: moments in float64 are large
+        first, second, step = [torch.zeros_like(param)], [torch.zeros_like(param)], [torch.zeros((), device=param.device)]
+        reference.adamw_ema_([param], [grad.double()], first, second, step, targets=[target], **options)
     return [*params, *targets]
 
 

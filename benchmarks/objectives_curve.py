@@ -1,6 +1,6 @@
 """Probe accuracy against seconds of training, for each objective on photographs: `python benchmarks/objectives_curve.py`.
 
-    nice python benchmarks/objectives_curve.py [--plot FILE.svg] [--json FILE] [--steps N] [OBJECTIVE ...]
+    nice python benchmarks/objectives_curve.py [--plot FILE.svg] [--json FILE] [--page FILE.md] [--steps N] [OBJECTIVE ...]
 
 The images are grey tiles of fourteen photographs that come with scikit-image; the class of a tile is its photograph, and every
 second tile a test. Each objective trains with its packaged tiny configuration; at a few steps its encoder is frozen and
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jepa_kernels.bench.readme import replace_block
 from jepa_kernels.train import probe
 from jepa_kernels.train.config import load_config
 from jepa_kernels.train.dataset import batches
@@ -135,11 +136,15 @@ def table(curves: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, f"| random weights | 0 | 0 | {first['linear']:.1%} | {first['neighbours']:.1%} | | | |"]
 
 
+BEGIN, END = "<!-- objectives curve: begin -->", "<!-- objectives curve: end -->"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("objectives", nargs="*", metavar="OBJECTIVE", help=f"of {', '.join(OBJECTIVES)} (default: all)")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--page", type=Path, metavar="FILE.md", help="write the table between its markers")
     parser.add_argument("--steps", type=int, default=PROBED[-1])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a setting of all of them")
     options = parser.parse_args(arguments)
@@ -153,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     if options.plot is not None:
         plot(curves, options.plot)
+    if options.page is not None:
+        replace_block(options.page, BEGIN, END, "\n".join(table(curves)))
     print("\n".join(table(curves)))
 
 

@@ -45,6 +45,12 @@ def test_the_table_is_that_of_the_recorded_run():
     assert "Energy: no RAPL" in found
 
 
+def test_the_table_of_the_curve_is_that_of_its_numbers():
+    curve = script("objectives_curve")
+    found = json.loads((RUN.with_name(RUN.name + "-curve") / "curves.json").read_text())
+    assert "\n".join([curve.BEGIN, *curve.table(found), curve.END]) in PAGE and len(found) == 5
+
+
 def test_the_curve_trains_probes_and_draws(tmp_path, capsys):
     pytest.importorskip("skimage")
     pytest.importorskip("matplotlib")

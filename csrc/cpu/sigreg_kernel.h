@@ -43,17 +43,22 @@ struct SigregKernels {
 namespace {
 
 // Samples whose sums stay in float32 registers before they join the float64 totals; also what the buffers below hold.
-constexpr int kSamples = 64;
-// Points after the first come in groups of four, see `Angles`. Groups whose sums fit the registers at once, and samples whose gradients are
-// computed side by side: one alone waits for its own products.
-constexpr int kGroup = 4;
+constexpr int kSamples = 32;
 #if defined(__AVX512F__)
-constexpr int kGroupsTogether = 2, kTogether = 2;
+constexpr int kTogether = 2;  // samples whose gradients are computed side by side: one alone waits for its own products
 #else
-constexpr int kGroupsTogether = 1, kTogether = 1;
+constexpr int kTogether = 1;
 #endif
 
-inline int64_t groups_of(int64_t points) { return (points - 1 + kGroup - 1) / kGroup; }
+// The points j = 1, 2, ... lie in as many rows as `rows_of_points` says: row r holds j = r, r + rows, r + 2 rows, r + 3 rows. With
+// K = 2 cos(rows * angle), f(j + rows) = K f(j) - f(j - rows) for f = cos and f = sin alike: one fused product a value, where turning from
+// point to point takes two products and a sum more, and three steps are too few to lose digits as a long recurrence of this kind does.
+constexpr int kRow = 4;
+
+inline int64_t rows_of_points(int64_t points) { return (points - 1 + kRow - 1) / kRow; }
+
+// The place of point j where rows lie one after the other.
+inline int64_t place_of_point(int64_t j, int64_t rows) { return (j - 1) % rows * kRow + (j - 1) / rows; }
 
 // sin and cos of step * x. Cephes polynomials on [-pi/4, pi/4] after a reduction by pi/2 in three parts, of which the first has 8 bits:
 // exact for quadrants up to 2^13. Errors up to 1.1e-7 where |step * x| <= 1e4; beyond, each lane asks libm.
@@ -104,65 +109,47 @@ inline Angle<L> sum_of(const Angle<L>& a, const Angle<L>& b) {
   return {L::fma(a.cosine, b.cosine, -(a.sine * b.sine)), L::fma(a.sine, b.cosine, a.cosine * b.sine)};
 }
 
-// What the angles at all points are made from, of one projection. Group g of the points lies at 1/2 and 3/2 steps to both sides of its
-// center, 4 g + 5/2 steps. The four products of a cosine or sine of the center with one of the offset give the points on both sides,
-// cos(a +- b) = cos a cos b -+ sin a sin b and sin(a +- b) = sin a cos b +- cos a sin b: a third less arithmetic than from point to point,
-// where sums over samples or over points are wanted.
+// The angles 0 to `rows` steps of one projection, `apart` elements from each other.
 template <typename L>
-struct Angles {
-  Angle<L> offsets[2], center, group;  // 1/2, 3/2; that of the group reached; 4 steps
-};
-
-template <typename L>
-inline Angles<L> angles_of(typename L::Vec z, double step) {
-  Angle<L> half;
-  sine_cosine<L>(z, static_cast<typename L::Scalar>(step / 2), &half.sine, &half.cosine);
-  // 1 - 2 sin^2, and not cos^2 - sin^2, which would take twice the rounding of a cosine near 1, the same for all small projections.
-  const auto both = half.sine + half.sine;
-  const Angle<L> one{L::fma(-both, half.sine, L::set(1)), both * half.cosine}, far = sum_of(one, half), center = sum_of(far, one);
-  return {{half, far}, center, sum_of(center, far)};
+inline __attribute__((always_inline)) void first_angles(typename L::Vec z, double step, int64_t rows, int64_t apart, Angle<L>* to) {
+  to[0] = {L::set(1), L::set(0)};
+  if (rows > 0) sine_cosine<L>(z, static_cast<typename L::Scalar>(step), &to[apart].sine, &to[apart].cosine);
+#pragma GCC unroll 4
+  for (int64_t r = 2; r <= rows; ++r) {
+    const Angle<L>& half = to[r / 2 * apart];
+    if (r == 2 || r == 4) {
+      // 1 - 2 sin^2, and not cos^2 - sin^2, which would take twice the rounding of a cosine near 1, the same for all small projections.
+      const auto both = half.sine + half.sine;
+      to[r * apart] = {L::fma(-both, half.sine, L::set(1)), both * half.cosine};
+    } else {
+      to[r * apart] = sum_of(half, to[(r - r / 2) * apart]);
+    }
+  }
 }
 
-// Places in their group of the points on both sides of an offset.
-constexpr int kBelow[2] = {1, 0}, kAbove[2] = {2, 3};
-
-// Adds the sums over samples of Groups successive groups to totals[point][2][lane] and moves every sample on behind them.
-template <typename L, int Groups>
-void add_groups(Angles<L>* angles, int samples, double* totals) {
+// Adds the sums over samples at the points of a row to totals[4], `next` elements apart, [2][lane] each. `at` holds the row's first angle,
+// `mirrored` the angle rows - r, `all` that of all rows.
+template <typename L>
+void add_row(const Angle<L>* at, const Angle<L>* mirrored, const Angle<L>* all, int samples, double* totals, int64_t next) {
   using Vec = typename L::Vec;
-  Vec cc[Groups][2], ss[Groups][2], sc[Groups][2], cs[Groups][2];  // center by offset
-  for (int g = 0; g < Groups; ++g)
-    for (int o = 0; o < 2; ++o) cc[g][o] = ss[g][o] = sc[g][o] = cs[g][o] = L::set(0);
+  Vec cosines[kRow], sines[kRow];
+  for (int i = 0; i < kRow; ++i) cosines[i] = sines[i] = L::set(0);
   for (int n = 0; n < samples; ++n) {
-    Angle<L> center = angles[n].center;
-#pragma GCC unroll 2
-    for (int g = 0; g < Groups; ++g) {
-#pragma GCC unroll 2
-      for (int o = 0; o < 2; ++o) {
-        const Angle<L>& offset = angles[n].offsets[o];
-        cc[g][o] = L::fma(center.cosine, offset.cosine, cc[g][o]);
-        ss[g][o] = L::fma(center.sine, offset.sine, ss[g][o]);
-        sc[g][o] = L::fma(center.sine, offset.cosine, sc[g][o]);
-        cs[g][o] = L::fma(center.cosine, offset.sine, cs[g][o]);
-      }
-      center = sum_of(center, angles[n].group);
+    const Vec twice = all[n].cosine + all[n].cosine;
+    Angle<L> before{mirrored[n].cosine, -mirrored[n].sine}, now = at[n];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRow; ++i) {
+      cosines[i] += now.cosine;
+      sines[i] += now.sine;
+      const Angle<L> after{L::fma(twice, now.cosine, -before.cosine), L::fma(twice, now.sine, -before.sine)};
+      before = now;
+      now = after;
     }
-    angles[n].center = center;
   }
-  for (int g = 0; g < Groups; ++g)
-    for (int o = 0; o < 2; ++o) {
-      double* below = totals + 2 * (kGroup * g + kBelow[o]) * L::kLanes;
-      double* above = totals + 2 * (kGroup * g + kAbove[o]) * L::kLanes;
-      for (int i = 0; i < L::kLanes; ++i) {
-        const double same = static_cast<double>(cc[g][o][i]), other = static_cast<double>(ss[g][o][i]);
-        below[i] += same + other;
-        above[i] += same - other;
-      }
-      for (int i = 0; i < L::kLanes; ++i) {
-        const double same = static_cast<double>(sc[g][o][i]), other = static_cast<double>(cs[g][o][i]);
-        below[L::kLanes + i] += same - other;
-        above[L::kLanes + i] += same + other;
-      }
+  for (int i = 0; i < kRow; ++i, totals += next)
+    for (int lane = 0; lane < L::kLanes; ++lane) {
+      totals[lane] += static_cast<double>(cosines[i][lane]);
+      totals[L::kLanes + lane] += static_cast<double>(sines[i][lane]);
     }
 }
 
@@ -214,15 +201,14 @@ inline typename L::Vec rounded_to(typename L::Vec z) {
   }
 }
 
-// Adds the sums of `samples` projections of one vector of slices, rows kPanel apart, to totals[point][2][lane], which has whole groups.
+// Adds the sums of `samples` projections of one vector of slices, rows kPanel apart, to totals[point][2][lane], which has whole rows.
+// `angles` is room for kSamples of each row and of angle 0.
 template <typename L, typename T>
-void add_sums(const SigregTask& task, const typename L::Scalar* z, int samples, double* totals) {
-  Angles<L> angles[kSamples];
-  for (int i = 0; i < samples; ++i) angles[i] = angles_of<L>(rounded_to<L, T>(L::load(z + i * kPanel<L>)), task.step);
-  const int64_t groups = groups_of(task.points), of_group = 2 * kGroup * L::kLanes;
-  int64_t g = 0;
-  for (; g + kGroupsTogether <= groups; g += kGroupsTogether) add_groups<L, kGroupsTogether>(angles, samples, totals + g * of_group);
-  for (; g < groups; ++g) add_groups<L, 1>(angles, samples, totals + g * of_group);
+void add_sums(const SigregTask& task, const typename L::Scalar* z, int samples, Angle<L>* angles, double* totals) {
+  const int64_t rows = rows_of_points(task.points), of_point = 2 * L::kLanes;
+  for (int i = 0; i < samples; ++i) first_angles<L>(rounded_to<L, T>(L::load(z + i * kPanel<L>)), task.step, rows, kSamples, angles + i);
+  for (int64_t r = 1; r <= rows; ++r)
+    add_row(angles + r * kSamples, angles + (rows - r) * kSamples, angles + rows * kSamples, samples, totals + (r - 1) * of_point, rows * of_point);
 }
 
 // Writes the totals of slices [begin, begin + count), at most one vector.
@@ -253,56 +239,37 @@ void sum_panel(const SigregTask& task, int64_t panel_index, void* memory) {
   Scalar* panel = room.take<Scalar>(task.dim * kPanel<L>);
   Scalar* z = room.take<Scalar>(kSamples * kPanel<L>);
   Scalar* copied = room.take<Scalar>(kSamples * task.dim);
-  const int64_t of_vector = 2 * kGroup * groups_of(task.points) * L::kLanes;
+  const int64_t of_vector = 2 * kRow * rows_of_points(task.points) * L::kLanes;
   double* totals = room.take<double>(2 * of_vector);
+  Angle<L>* angles = room.take<Angle<L>>(kSamples * (rows_of_points(task.points) + 1));
   for (int64_t i = 0; i < 2 * of_vector; ++i) totals[i] = 0;
   const int64_t begin = panel_index * kPanel<L>, count = at_most(kPanel<L>, task.slices - begin);
   pack_panel<L>(static_cast<const T*>(task.directions), task.dim, task.slices, begin, count, panel);
   for (int64_t n = 0; n < task.samples; n += kSamples) {
     const int samples = static_cast<int>(at_most(kSamples, task.samples - n));
     project<L>(rows_of<L, T>(task, n, samples, copied), samples, task.dim, panel, z);
-    add_sums<L, T>(task, z, samples, totals);
-    if (count > L::kLanes) add_sums<L, T>(task, z + L::kLanes, samples, totals + of_vector);
+    add_sums<L, T>(task, z, samples, angles, totals);
+    if (count > L::kLanes) add_sums<L, T>(task, z + L::kLanes, samples, angles, totals + of_vector);
   }
   write_sums<L>(task, begin, at_most(L::kLanes, count), totals);
   if (count > L::kLanes) write_sums<L>(task, begin + L::kLanes, count - L::kLanes, totals + of_vector);
 }
 
-// Turns what points count in the gradient, [point][2][lane], into what the products of center and offset count, [group][offset][4][lane].
-template <typename L>
-void pair_up(int64_t groups, typename L::Scalar* coefficients) {
-  using Vec = typename L::Vec;
-  for (int64_t g = 0; g < groups; ++g, coefficients += 2 * kGroup * L::kLanes) {
-    Vec sine[kGroup], cosine[kGroup];
-    for (int j = 0; j < kGroup; ++j) {
-      sine[j] = L::load(coefficients + 2 * j * L::kLanes);
-      cosine[j] = L::load(coefficients + (2 * j + 1) * L::kLanes);
-    }
-    for (int o = 0; o < 2; ++o) {
-      const int below = kBelow[o], above = kAbove[o];
-      L::store(coefficients + (4 * o + 0) * L::kLanes, sine[above] + sine[below]);      // cos by cos
-      L::store(coefficients + (4 * o + 1) * L::kLanes, cosine[below] - cosine[above]);  // cos by sin
-      L::store(coefficients + (4 * o + 2) * L::kLanes, sine[below] - sine[above]);      // sin by sin
-      L::store(coefficients + (4 * o + 3) * L::kLanes, -cosine[above] - cosine[below]); // sin by cos
-    }
-  }
-}
-
-// What the points count in the gradient of one vector of slices, step * j * (grad_sine[j], grad_cosine[j]) at points j from 1 on, paired up.
+// What the points count in the gradient of one vector of slices, step * j * (grad_sine[j], grad_cosine[j]), zero behind the last point:
+// [row][4][2][lane].
 template <typename L>
 void read_coefficients(const SigregTask& task, int64_t begin, int64_t count, typename L::Scalar* coefficients) {
   using Scalar = typename L::Scalar;
   const Scalar* grad_cosine = static_cast<const Scalar*>(task.grad_sums) + begin;
   const Scalar* grad_sine = grad_cosine + task.points * task.slices;
-  const int64_t groups = groups_of(task.points);
-  for (int64_t j = 1; j <= kGroup * groups; ++j) {
+  const int64_t rows = rows_of_points(task.points);
+  for (int64_t j = 1; j <= kRow * rows; ++j) {
     const auto factor = L::set(static_cast<Scalar>(task.step * static_cast<double>(j)));
     const bool there = j < task.points;
-    Scalar* to = coefficients + 2 * (j - 1) * L::kLanes;
+    Scalar* to = coefficients + place_of_point(j, rows) * 2 * L::kLanes;
     L::store(to, there ? factor * load_some<L>(grad_sine + j * task.slices, count) : L::set(0));
     L::store(to + L::kLanes, there ? factor * load_some<L>(grad_cosine + j * task.slices, count) : L::set(0));
   }
-  pair_up<L>(groups, coefficients);
 }
 
 // The same from the totals of `count` slices, for the statistic of which task.of_value is the share of each; returns what they add to it.
@@ -311,14 +278,14 @@ double weigh(const SigregTask& task, int64_t count, const double* totals, typena
   using Scalar = typename L::Scalar;
   const Scalar *phi = static_cast<const Scalar*>(task.phi), *weights = static_cast<const Scalar*>(task.weights);
   const double samples = static_cast<double>(task.samples);
-  const int64_t groups = groups_of(task.points);
+  const int64_t rows = rows_of_points(task.points);
   double value = 0;
-  for (int64_t j = 1; j <= kGroup * groups; ++j) {
+  for (int64_t j = 1; j <= kRow * rows; ++j) {
     const bool counts = j < task.points;
     const double weight = counts ? task.of_value * static_cast<double>(weights[j]) : 0, target = counts ? static_cast<double>(phi[j]) : 0;
     const double factor = 2 * weight * task.step * static_cast<double>(j);
     const double* at = totals + 2 * (j - 1) * L::kLanes;
-    Scalar* to = coefficients + 2 * (j - 1) * L::kLanes;
+    Scalar* to = coefficients + place_of_point(j, rows) * 2 * L::kLanes;
     double squares = 0;
     for (int64_t i = 0; i < L::kLanes; ++i) {
       const bool there = i < count;
@@ -329,49 +296,57 @@ double weigh(const SigregTask& task, int64_t count, const double* totals, typena
     }
     value += weight * samples * squares;
   }
-  pair_up<L>(groups, coefficients);
   return value;
 }
 
-// Overwrites projections of one vector of slices, rows kPanel apart, by their gradient: step * sum over j of j * (grad_sine[j] cos -
-// grad_cosine[j] sin) with paired coefficients.
-template <typename L, typename T>
-void differentiate(const SigregTask& task, const typename L::Scalar* coefficients, typename L::Scalar* z, int64_t samples) {
+// Overwrites projections of one vector of slices, kPanel apart, by their gradient: step * sum over j of j * (grad_sine[j] cos -
+// grad_cosine[j] sin), a row of points at a time by Clenshaw's rule. Rows is their number, or 0 where it is not known to the compiler, which
+// otherwise keeps the angles in registers; `room` holds kTogether of each row and of angle 0.
+template <typename L, typename T, int Rows>
+void differentiate_rows(const SigregTask& task, const typename L::Scalar* coefficients, typename L::Scalar* z, int64_t samples, Angle<L>* room) {
   using Vec = typename L::Vec;
-  const int64_t groups = groups_of(task.points);
+  const int64_t rows = Rows > 0 ? Rows : rows_of_points(task.points);
   const auto step = [&](int64_t n, auto together) {
     constexpr int kCount = decltype(together)::value;
-    Angles<L> angles[kCount];
-    Vec gradient[kCount];
+    Angle<L> registers[kCount * (Rows + 1)];
+    Angle<L>* angles = Rows > 0 ? registers : room;
+    Vec low[kCount], high[kCount], twice[kCount];  // two sums: a shorter chain
 #pragma GCC unroll 2
     for (int i = 0; i < kCount; ++i) {
-      angles[i] = angles_of<L>(rounded_to<L, T>(L::load(z + (n + i) * kPanel<L>)), task.step);
-      gradient[i] = L::set(0);
+      first_angles<L>(rounded_to<L, T>(L::load(z + (n + i) * kPanel<L>)), task.step, rows, kCount, angles + i);
+      low[i] = high[i] = L::set(0);
+      twice[i] = angles[rows * kCount + i].cosine + angles[rows * kCount + i].cosine;
     }
-    for (int64_t g = 0; g < groups; ++g) {
-      const typename L::Scalar* from = coefficients + g * 2 * kGroup * L::kLanes;
+#pragma GCC unroll 4
+    for (int64_t r = 1; r <= rows; ++r) {
+      const typename L::Scalar* from = coefficients + (r - 1) * 2 * kRow * L::kLanes;
+      const auto of_cosine = [&](int j) { return L::load(from + 2 * j * L::kLanes); };
+      const auto of_sine = [&](int j) { return L::load(from + (2 * j + 1) * L::kLanes); };
 #pragma GCC unroll 2
       for (int i = 0; i < kCount; ++i) {
-        Vec of_cosine = L::set(0), of_sine = L::set(0);
-#pragma GCC unroll 2
-        for (int o = 0; o < 2; ++o) {
-          const Angle<L>& offset = angles[i].offsets[o];
-          of_cosine = L::fma(L::load(from + (4 * o + 0) * L::kLanes), offset.cosine, of_cosine);
-          of_cosine = L::fma(L::load(from + (4 * o + 1) * L::kLanes), offset.sine, of_cosine);
-          of_sine = L::fma(L::load(from + (4 * o + 2) * L::kLanes), offset.sine, of_sine);
-          of_sine = L::fma(L::load(from + (4 * o + 3) * L::kLanes), offset.cosine, of_sine);
-        }
-        Angle<L>& center = angles[i].center;
-        gradient[i] = L::fma(center.cosine, of_cosine, L::fma(center.sine, of_sine, gradient[i]));
-        center = sum_of(center, angles[i].group);
+        Vec c[kRow], s[kRow];  // partial sums from the back
+        c[3] = of_cosine(3), s[3] = of_sine(3);
+        c[2] = L::fma(twice[i], c[3], of_cosine(2)), s[2] = L::fma(twice[i], s[3], of_sine(2));
+        c[1] = L::fma(twice[i], c[2], of_cosine(1) - c[3]), s[1] = L::fma(twice[i], s[2], of_sine(1) - s[3]);
+        c[0] = L::fma(twice[i], c[1], of_cosine(0) - c[2]), s[0] = L::fma(twice[i], s[1], of_sine(0) - s[2]);
+        const Angle<L>&at = angles[r * kCount + i], &mirrored = angles[(rows - r) * kCount + i];
+        low[i] = L::fma(c[0], at.cosine, L::fma(-s[0], at.sine, low[i]));
+        high[i] = L::fma(c[1], mirrored.cosine, L::fma(s[1], mirrored.sine, high[i]));
       }
     }
 #pragma GCC unroll 2
-    for (int i = 0; i < kCount; ++i) L::store(z + (n + i) * kPanel<L>, gradient[i]);
+    for (int i = 0; i < kCount; ++i) L::store(z + (n + i) * kPanel<L>, low[i] - high[i]);
   };
   int64_t n = 0;
   for (; n + kTogether <= samples; n += kTogether) step(n, std::integral_constant<int, kTogether>{});
   for (; n < samples; ++n) step(n, std::integral_constant<int, 1>{});
+}
+
+template <typename L, typename T>
+void differentiate(const SigregTask& task, const typename L::Scalar* coefficients, typename L::Scalar* z, int64_t samples, Angle<L>* room) {
+  constexpr int kPublished = 4;  // rows of 17 points
+  if (rows_of_points(task.points) == kPublished) return differentiate_rows<L, T, kPublished>(task, coefficients, z, samples, room);
+  differentiate_rows<L, T, 0>(task, coefficients, z, samples, room);
 }
 
 // Writes a panel of the directions to task.transposed.
@@ -405,7 +380,8 @@ void differentiate_samples(const SigregTask& task, int64_t begin, int64_t end, v
   Scalar* panel = room.take<Scalar>(task.dim * kPanel<L>);
   Scalar* gradient = room.take<Scalar>(samples * width);
   Scalar* copied = room.take<Scalar>(samples * task.dim);
-  Scalar* coefficients = room.take<Scalar>(2 * kGroup * groups_of(task.points) * L::kLanes);
+  Scalar* coefficients = room.take<Scalar>(2 * kRow * rows_of_points(task.points) * L::kLanes);
+  Angle<L>* angles = room.take<Angle<L>>(kTogether * (rows_of_points(task.points) + 1));
   const Scalar* x = rows_of<L, T>(task, begin, samples, copied);
   for (int64_t i = 0; i < samples * width; ++i) gradient[i] = 0;
   for (int64_t p = 0; p < panels; ++p) {
@@ -414,7 +390,7 @@ void differentiate_samples(const SigregTask& task, int64_t begin, int64_t end, v
     project<L>(x, samples, task.dim, panel, z);
     for (int64_t v = 0; v < kPanel<L>; v += L::kLanes) {  // without slices the coefficients, and so the gradients, are zero
       read_coefficients<L>(task, k + v, v < count ? at_most(L::kLanes, count - v) : 0, coefficients);
-      differentiate<L, T>(task, coefficients, z + v, samples);
+      differentiate<L, T>(task, coefficients, z + v, samples, angles);
     }
     project_back<L>(z, 0, 1, samples, static_cast<const Scalar*>(task.transposed) + k * width, width, gradient);
   }
@@ -429,9 +405,10 @@ double fit_panel(const SigregTask& task, int64_t panel_index, void* projections,
   Room room(memory);
   Scalar* panel = room.take<Scalar>(task.dim * kPanel<L>);
   Scalar* copied = room.take<Scalar>(kSamples * task.dim);
-  Scalar* coefficients = room.take<Scalar>(2 * kGroup * groups_of(task.points) * L::kLanes);
-  const int64_t of_vector = 2 * kGroup * groups_of(task.points) * L::kLanes;
+  Scalar* coefficients = room.take<Scalar>(2 * kRow * rows_of_points(task.points) * L::kLanes);
+  const int64_t of_vector = 2 * kRow * rows_of_points(task.points) * L::kLanes;
   double* totals = room.take<double>(2 * of_vector);
+  Angle<L>* angles = room.take<Angle<L>>(kSamples * (rows_of_points(task.points) + 1));
   for (int64_t i = 0; i < 2 * of_vector; ++i) totals[i] = 0;
   const int64_t begin = panel_index * kPanel<L>, count = at_most(kPanel<L>, task.slices - begin);
   pack_panel<L>(static_cast<const T*>(task.directions), task.dim, task.slices, begin, count, panel);
@@ -441,12 +418,12 @@ double fit_panel(const SigregTask& task, int64_t panel_index, void* projections,
     const int samples = static_cast<int>(at_most(kSamples, task.samples - n));
     Scalar* rows = z + n * kPanel<L>;
     project<L>(rows_of<L, T>(task, n, samples, copied), samples, task.dim, panel, rows);
-    for (int v = 0; v < 2; ++v) add_sums<L, T>(task, rows + v * L::kLanes, samples, totals + v * of_vector);
+    for (int v = 0; v < 2; ++v) add_sums<L, T>(task, rows + v * L::kLanes, samples, angles, totals + v * of_vector);
   }
   double value = 0;
   for (int v = 0; v < 2; ++v) {
     value += weigh<L>(task, count - v * L::kLanes, totals + v * of_vector, coefficients);
-    differentiate<L, T>(task, coefficients, z + v * L::kLanes, task.samples);
+    differentiate<L, T>(task, coefficients, z + v * L::kLanes, task.samples, angles);
   }
   return value;
 }
@@ -466,14 +443,18 @@ void join_panels(const SigregTask& task, int64_t panels, bool add, int64_t begin
 // Bytes of memory for the functions above, at any width of vectors: `samples` and `slices` as far as they are taken together.
 constexpr int64_t kWidest = 32;
 
+inline int64_t room_of_points(const SigregTask& task, int64_t item, int64_t angles) {
+  const int64_t rows = rows_of_points(task.points);
+  return (2 * kRow * rows + angles * (rows + 1)) * kWidest * item;  // coefficients; angles, of half as many lanes each
+}
+
 inline int64_t forward_room(const SigregTask& task, int64_t item) {
-  const int64_t of_points = 2 * kGroup * groups_of(task.points) * kWidest;
-  return (task.dim * kWidest + kSamples * (kWidest + task.dim) + of_points) * item + of_points * 8 + 8 * kCacheLine;
+  const int64_t totals = 2 * kRow * rows_of_points(task.points) * kWidest * 8;
+  return (task.dim * kWidest + kSamples * (kWidest + task.dim)) * item + room_of_points(task, item, kSamples) + totals + 8 * kCacheLine;
 }
 
 inline int64_t backward_room(const SigregTask& task, int64_t samples, int64_t item) {
-  const int64_t of_points = 2 * kGroup * groups_of(task.points) * kWidest;
-  return (samples * (2 * task.dim + 2 * kWidest) + task.dim * kWidest + of_points) * item + 8 * kCacheLine;
+  return (samples * (2 * task.dim + 2 * kWidest) + task.dim * kWidest) * item + room_of_points(task, item, kTogether) + 8 * kCacheLine;
 }
 
 template <typename L, typename T>

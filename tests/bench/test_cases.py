@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import cases, runner, suite
 from jepa_kernels.bench.cases import (
     Case,
@@ -135,3 +137,19 @@ def test_clip_is_cut_and_wraps_at_its_end() -> None:
     assert cut.shape == (2, 4, 32, 32, 3)
     assert torch.equal(cut[1, 0], CLIP.frames[4]) and torch.equal(cut[1, 1], CLIP.frames[0])
     assert CLIP.cut(batch=1, frames=1, size=16).shape == (1, 1, 16, 16, 3)
+
+
+def test_suite_of_the_objectives_is_found_by_its_name() -> None:
+    found = suite.load_suite(Path("objectives")).chosen()
+    assert {str(c.shape["objective"]) for c in found} == {*objectives.IMAGES, *objectives.CLIPS} and len(found) == 7
+    for case in found:
+        names = [p.name for p in case.providers(CPU)]
+        assert names.count("ijepa-step") + names.count("vjepa2-step") == (case.shape["objective"] not in ("ijepa", "vjepa2"))
+    with pytest.raises(BenchInputError, match=r"suite .*benchmarks.suites.nothing.toml cannot be read"):
+        suite.load_suite(Path("nothing"))
+
+
+def test_steps_of_large_encoders_are_left_to_gpus() -> None:
+    large = next(c for c in cases.all_cases() if c.id.startswith("objectives/mae-vitl"))
+    with pytest.raises(BackendError, match="ViT-L are measured on a GPU"):
+        large.make_inputs(SETTING)

@@ -110,6 +110,8 @@ def sigreg() -> None:
         directions = torch.nn.functional.normalize(torch.randn(dim, slices), dim=0)
         x = leaf(2, samples, dim, dtype=dtype)
         compare(lambda x, d=directions: jk.sigreg(x, directions=d, num_points=6), [x], 5 * TOLERANCE[dtype])
+        cast = directions.to(dtype)  # the sums are what several processes add up
+        compare(lambda x, d=cast: torch.ops.jepa_kernels.sigreg(x, d, 6, 3.0), [x], 5 * TOLERANCE[dtype])
 
 
 def adamw_ema() -> None:

@@ -10,7 +10,9 @@ bfloat16, and mask tokens made for all places before those of the targets are ga
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -175,6 +177,17 @@ class Predictor(nn.Module):
         return self.predictor_proj(x[:, context_ids.shape[1] :])
 
 
+def decay_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups that decay matrices and leave biases and 1-D parameters alone; frozen ones are in none."""
+    decayed: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                (other if "bias" in name or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": other, "weight_decay": 0.0}]
+
+
 class EagerVJEPA2(nn.Module):
     """Context encoder, predictor and target encoder; `train_step` runs one step of pretraining."""
 
@@ -198,15 +211,7 @@ class EagerVJEPA2(nn.Module):
 
     def make_optimizer(self, lr: float, weight_decay: float, *, fused: bool = False) -> torch.optim.AdamW:
         """AdamW with its defaults, or fused; biases and 1-D parameters are not decayed."""
-        decayed: list[nn.Parameter] = []
-        other: list[nn.Parameter] = []
-        for module in (self.encoder, self.predictor):
-            for name, parameter in module.named_parameters():
-                (other if "bias" in name or parameter.ndim == 1 else decayed).append(parameter)
-        groups = [
-            {"params": decayed, "weight_decay": weight_decay},
-            {"params": other, "weight_decay": 0.0},
-        ]
+        groups = decay_groups((self.encoder, self.predictor), weight_decay)
         return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from . import (
     patch_embed_pair,
     sigreg,
     train_step,
+    train_step_ijepa,
 )
 from .base import Case, Provider, Setting, Work
 from .own import load_cases, model_case
@@ -29,7 +30,8 @@ __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_ca
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
     operators = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg)
-    return [case for module in (*operators, encoder, train_step, objectives) for case in module.cases()]
+    whole = (encoder, train_step, train_step_ijepa, objectives)
+    return [case for module in (*operators, *whole) for case in module.cases()]
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:

@@ -179,28 +179,29 @@ def _eager_setup(
     )
 
 
-def _run(step: Callable[[], Tensor]) -> Tensor:
+def run(step: Callable[[], Tensor]) -> Tensor:
+    """A provider's call: one step, and its loss."""
     return step()
 
 
-def _losses(step: Callable[[], Tensor], first: Tensor) -> list[Tensor]:
+def losses(step: Callable[[], Tensor], first: Tensor) -> list[Tensor]:
     """Losses of the first steps: the later ones depend on gradients, optimiser and target update."""
     return [torch.stack([first, *(step() for _ in range(CHECKED_STEPS - 1))])]
 
 
 def _eager_losses(inputs: StepInputs, *, double: bool = False) -> list[Tensor]:
     step = _eager_setup(inputs, double=double)
-    return _losses(step, step())
+    return losses(step, step())
 
 
 def _eager_provider(name: str, about: str, *, fused: bool = False, compiled: bool = False) -> Provider:
     setup = partial(_eager_setup, fused=fused, compiled=compiled)
-    return Provider(name, _run, setup, outputs=_losses, about=about)
+    return Provider(name, run, setup, outputs=losses, about=about)
 
 
 def _providers(compiled: bool, device: torch.device) -> list[Provider]:
     found = [
-        *kernel_providers(OPERATORS, device, _run, setup=_kernel_setup, outputs=_losses),
+        *kernel_providers(OPERATORS, device, run, setup=_kernel_setup, outputs=losses),
         _eager_provider("torch-eager", "eager, in the official form"),
         _eager_provider("torch-eager-fused", "the same, AdamW(fused=True)", fused=True),
     ]

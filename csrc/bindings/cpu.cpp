@@ -39,5 +39,6 @@ PYBIND11_MODULE(_cpu, m) {
   jepa::bind_patch_embed(m);
   jepa::bind_masked_attention(m);
   jepa::bind_jepa_loss(m);
+  jepa::bind_linear(m);
   jepa::bind_sigreg(m);
 }

@@ -11,6 +11,7 @@ void bind_adamw_ema(pybind11::module_& m);
 void bind_patch_embed(pybind11::module_& m);
 void bind_masked_attention(pybind11::module_& m);
 void bind_jepa_loss(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
 void bind_sigreg(pybind11::module_& m);
 
 }  // namespace jepa

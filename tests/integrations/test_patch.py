@@ -12,6 +12,7 @@ from torch import nn
 
 import jepa_kernels as jk
 
+from .helpers import operators
 from .official import ijepa, jepa, vjepa2
 
 CLIPS = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -97,7 +98,7 @@ def test_copies_and_pickles_stay_patched(model):
         assert torch.equal(other(CLIPS, CONTEXT), expected)
         assert type(other.blocks[0].attn) is type(model.blocks[0].attn)
         assert other.blocks[0].attn.qkv.weight is not model.blocks[0].attn.qkv.weight
-    assert jk.unpatch(twin) == 4
+    assert jk.unpatch(twin) == 4 + 2 * 5  # four linear layers and their MLP in each block
     assert type(twin.blocks[0].attn) is vjepa2.RoPEAttention
     assert type(model.blocks[0].attn) is not vjepa2.RoPEAttention
 
@@ -183,7 +184,7 @@ def test_a_subclass_with_its_own_forward_is_left():
 
     report = jk.patch(Mine(64, 2, grid_size=2))
     assert [entry.text for entry in report.left] == ["it is a RoPEAttention whose forward Mine overrides"]
-    assert len(jk.patch(Renamed(64, 2, grid_size=2)).replaced) == 1
+    assert len(operators(jk.patch(Renamed(64, 2, grid_size=2)))) == 1
 
 
 class PatchEmbed(nn.Module):
@@ -216,7 +217,7 @@ def test_dropout_in_training_keeps_the_original_forward():
     assert "1 calls of Attention kept the original forward" in str(report)
     report.undo()
     torch.manual_seed(7)
-    assert torch.equal(attention(x), first)
+    torch.testing.assert_close(attention(x), first, rtol=0, atol=1e-5)  # in between its linear layers were not the original ones
 
 
 def test_float_masks_and_uneven_frames_keep_the_original_forward(model):
@@ -245,7 +246,7 @@ def test_a_quantised_projection_and_a_meta_model():
     assert len(jk.patch(quantised).replaced) == 4
     torch.testing.assert_close(quantised(CLIPS), expected, rtol=0, atol=0.1)
     meta = vjepa2.VisionTransformer().to("meta")
-    assert len(jk.patch(meta).replaced) == 4
+    assert len(operators(jk.patch(meta))) == 4
     meta.to_empty(device="cpu").load_state_dict(model.state_dict())
     torch.testing.assert_close(meta(CLIPS), model(CLIPS), rtol=0, atol=1e-5)
 

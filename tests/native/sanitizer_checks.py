@@ -14,6 +14,7 @@ import torch
 
 import jepa_kernels as jk
 from jepa_kernels import _native
+from jepa_kernels.ops import linear as products
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -114,6 +115,26 @@ def sigreg() -> None:
         compare(lambda x, d=cast: torch.ops.jepa_kernels.sigreg(x, d, 6, 3.0), [x], 5 * TOLERANCE[dtype])
 
 
+def linear() -> None:
+    """The products of linear layers, which AVX512_BF16 alone has: tiles and panels cut at several places."""
+    if _native.cpu().active_isa() != "avx512_bf16":
+        return
+    for rows, inputs, hidden in ((16, 16, 32), (29, 48, 80), (61, 112, 3104)):
+        first, second = torch.nn.Linear(inputs, hidden), torch.nn.Linear(hidden, inputs)
+        x = leaf(rows, inputs, dtype=torch.float32)
+        parameters = [x, *first.parameters(), *second.parameters()]
+        results = []
+        for run in (products.mlp, lambda t, a, b: b(torch.nn.functional.gelu(a(t)))):
+            with torch.autocast("cpu", torch.bfloat16):
+                assert products.why_not(x, first, second) is None
+                y = run(x, first, second)
+                with torch.no_grad():
+                    close(products.mlp(x, first, second), y, 0.1)
+            results.append((y, *torch.autograd.grad(y.float().square().mean(), parameters)))
+        for found, expected in zip(*results, strict=True):
+            close(found, expected, 0.1)
+
+
 def adamw_ema() -> None:
     parameters = [torch.nn.Parameter(torch.randn(size)) for size in (7, 40003)]
     module = torch.nn.ParameterList(parameters)
@@ -138,7 +159,7 @@ def main() -> None:
         assert native.active_isa() == level
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            for check in (ema_update, patch_embed, masked_attention, jepa_loss, sigreg, adamw_ema):
+            for check in (ema_update, patch_embed, masked_attention, jepa_loss, sigreg, linear, adamw_ema):
                 check()
         print(f"checked {level}", flush=True)
     print("every check passed")

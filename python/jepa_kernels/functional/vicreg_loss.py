@@ -64,7 +64,7 @@ def vicreg_loss(
     _check(x, y, convention)
     exact = torch.promote_types(x.dtype, torch.float32)
     views = [view.to(exact) for view in ((x,) if y is None else (x, y))]
-    terms = [_Spread.apply(view, margin, eps) for view in views]
+    terms = [spread(view, margin, eps) for view in views]
     variance = torch.stack([hinge for hinge, _ in terms]).sum()
     covariance = torch.stack([squares for _, squares in terms]).sum()
     size = x.shape[1]
@@ -77,6 +77,11 @@ def vicreg_loss(
     return VICRegTerms(
         a * invariance + b * variance + c * covariance, invariance.detach(), variance.detach(), covariance.detach()
     )
+
+
+def spread(x: Tensor, margin: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean hinge of the standard deviations of x (N, D), and the sum of its squared off-diagonal covariances."""
+    return _Spread.apply(x, margin, eps)
 
 
 def _check(x: Tensor, y: Tensor | None, convention: str) -> None:

@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 _EXPORTS = {"Entry": "report", "Report": "report", "patch": "core", "unpatch": "core"}
-_SUBMODULES = ("dinov2", "ijepa", "jepa", "lejepa", "timm", "transformers", "vjepa2")
+_SUBMODULES = ("dinov2", "eb_jepa", "ijepa", "jepa", "lejepa", "timm", "transformers", "vjepa2")
 
 __all__ = ["Entry", "Report", "patch", "unpatch"]
 

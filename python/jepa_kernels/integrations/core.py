@@ -11,6 +11,8 @@ from .report import Entry, Report
 from .targets import Target, all_targets, nothing_to_replace, parameter_names
 from .verify import disagreement, outputs_of, probe_reason
 
+ROOT = "(the model)"
+
 
 def patch(model: nn.Module, verify: Any = None) -> Report:
     """Makes a model of a known code base run on these operators, in place; `report.undo()` is the way back.
@@ -89,21 +91,59 @@ def unpatch(model: nn.Module) -> int:
 
 def _patch(model: nn.Module, report: Report) -> None:
     parents = {id(child): parent for parent in model.modules() for child in parent.children()}
-    names = {target.class_name for target in all_targets().values()}
+    names = {target.class_name for target in all_targets().values() if not target.within}
+    around: dict[int, bool] = {}  # modules whose linear layers are replaced: all inside, or the direct ones
     for name, module in model.named_modules():
-        entry = (name or "(the model)", type(module).__name__)
+        target: Target | None
         if swap.is_patched(module):
-            applied = swap.patch_of(module)[1]
-            report.already.append(Entry(*entry, applied.code_base, applied.what, module))
+            target = swap.patch_of(module)[1]
+            _note(report.already, name, module, target)
         elif names & {cls.__name__ for cls in type(module).__mro__}:
             target, reason = _choose(module, parents.get(id(module)), names)
             if target is None and reason is None:
                 continue
-            if target is not None and reason is None:
-                swap.swap(module, target)
-                report.replaced.append(Entry(*entry, target.code_base, target.what, module))
-            else:
-                report.left.append(Entry(*entry, target.code_base if target else "", str(reason), module))
+            if target is None or reason is not None:
+                text = target.code_base if target else ""
+                report.left.append(Entry(name or ROOT, type(module).__name__, text, str(reason), module))
+                continue
+            swap.swap(module, target)
+            _note(report.replaced, name, module, target)
+        else:
+            continue
+        if target.around is not None:
+            place = _ancestor(module, target.around, parents)
+            around[id(place)] = around.get(id(place), False) or target.around > 0
+    _patch_within(model, around, report)
+
+
+def _note(entries: list[Entry], name: str, module: nn.Module, target: Target) -> None:
+    entries.append(Entry(name or ROOT, type(module).__name__, target.code_base, target.what, module))
+
+
+def _ancestor(module: nn.Module, levels: int, parents: dict[int, nn.Module]) -> nn.Module:
+    """The module so many levels above, or the highest there is."""
+    for _ in range(levels):
+        module = parents.get(id(module), module)
+    return module
+
+
+def _patch_within(model: nn.Module, around: dict[int, bool], report: Report) -> None:
+    """Replaces linear layers and MLPs where the first pass found a model that is known."""
+    chosen: dict[int, bool] = {}
+    for place in model.modules():
+        if id(place) in around:
+            chosen |= {id(part): True for part in (place.modules() if around[id(place)] else place.children())}
+    targets = [target for target in all_targets().values() if target.within]
+    for name, module in model.named_modules():
+        if id(module) not in chosen or swap.is_patched(module) or "forward" in module.__dict__:
+            continue
+        owner = next(cls for cls in type(module).__mro__ if "forward" in cls.__dict__)
+        for target in targets:
+            if not target.recognises(module, owner, None) or target.refuse(module) or probe_reason(module, target):
+                continue  # its own forward stays, and so do layers of other classes: nothing was expected of them
+            swap.swap(module, target)
+            _note(report.replaced, name, module, target)
+            break
 
 
 def _choose(module: nn.Module, parent: nn.Module | None, names: set[str]) -> tuple[Target | None, str | None]:
@@ -118,7 +158,7 @@ def _choose(module: nn.Module, parent: nn.Module | None, names: set[str]) -> tup
         base = next(cls.__name__ for cls in type(module).__mro__ if cls.__name__ in names)
         return None, f"it is a {base} whose forward {owner.__name__} overrides"
     for target in all_targets().values():
-        if target.recognises(module, owner, parent):
+        if not target.within and target.recognises(module, owner, parent):
             return target, _device_reason(module) or target.refuse(module) or probe_reason(module, target)
     if nothing_to_replace(owner):
         return None, None

@@ -90,6 +90,7 @@ TARGETS = (
         _refuse_drop,
         lambda parent: block_parameters(parent) != ("x", "return_attention"),
         probe=attention_probe,
+        around=1,
     ),
     Target(
         "dinov2",
@@ -101,6 +102,7 @@ TARGETS = (
         _efficient_reason,
         _refuse_drop,
         probe=attention_probe,
+        around=1,
     ),
     Target(
         "dinov2",

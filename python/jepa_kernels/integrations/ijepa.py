@@ -64,6 +64,7 @@ TARGETS = (
         plain_attention_reason,
         accepts_parent=lambda parent: block_parameters(parent) == _BLOCK,
         probe=attention_probe,
+        around=1,
     ),
     Target(
         "ijepa",

@@ -68,6 +68,7 @@ TARGETS = (
         _attention_reason,
         _refuse_attention,
         lambda parent: block_parameters(parent) == _BLOCK,
+        around=1,
     ),
     Target(
         "jepa",

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 # Modules of this package with a TARGETS each; read in this order, so the first that recognises a module wins.
-_CODE_BASES = ("transformers", "timm", "dinov2", "vjepa2", "jepa", "ijepa", "lejepa", "official")
+_CODE_BASES = ("transformers", "timm", "dinov2", "vjepa2", "jepa", "ijepa", "lejepa", "eb_jepa", "official", "linears")
 
 
 def _no_objection(*_args: Any, **_kwargs: Any) -> None:
@@ -39,8 +39,11 @@ class Target:
         accepts_parent: whether the module that holds the instance fits; tells classes of one name apart.
         probe: `probe(module)`, a small input on which the replacement must agree with the original; for classes whose name,
             signature and attributes other code may share.
-    plain_signatures: those of known versions in which there is nothing to replace; ("*",) stands for any.
-    install, uninstall: what else changes on the instance, and the way back.
+        around: 0 where the linear layers directly inside the module are replaced with it, 1 for all inside its parent (the
+            block of an attention), 2 for all inside the parent of that; None for none.
+        within: whether it is looked for only there, as its name alone says too little.
+        plain_signatures: those of known versions in which there is nothing to replace; ("*",) stands for any.
+        install, uninstall: what else changes on the instance, and the way back.
     """
 
     code_base: str
@@ -53,6 +56,8 @@ class Target:
     refuse: Callable[[nn.Module], str | None] = _no_objection
     accepts_parent: Callable[[nn.Module | None], bool] = lambda _parent: True
     probe: Callable[[nn.Module], Tensor] | None = None
+    around: int | None = None
+    within: bool = False
     plain_signatures: tuple[tuple[str, ...], ...] = ()
     install: Callable[[nn.Module], None] = _nothing
     uninstall: Callable[[nn.Module], None] = _nothing

@@ -125,6 +125,7 @@ TARGETS = (
         _attention,
         _reason,
         probe=attention_probe,
+        around=1,
     ),
     *(
         Target(
@@ -136,6 +137,7 @@ TARGETS = (
             _eva_attention,
             _eva_reason,
             _refuse_eva,
+            around=1,
         )
         for name in ("EvaAttention", "AttentionRope")
     ),

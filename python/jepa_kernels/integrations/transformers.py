@@ -206,6 +206,7 @@ TARGETS = (
         _FUSED,
         _rope_attention,
         _rope_attention_reason,
+        around=1,
     ),
     Target(
         "transformers",
@@ -215,6 +216,7 @@ TARGETS = (
         _ATTENTION,
         _pooler_attention,
         _pooler_attention_reason,
+        around=1,
     ),
     Target(
         "transformers",
@@ -234,6 +236,7 @@ TARGETS = (
         "mask tokens repeated without a gather, and without waiting for the device",
         _predictor_embeddings,
         _predictor_embeddings_reason,
+        around=0,
     ),
     Target(
         "transformers",
@@ -243,6 +246,7 @@ TARGETS = (
         _ATTENTION,
         _ijepa_attention,
         _ijepa_attention_reason,
+        around=1,
         plain_signatures=(("hidden_states", "head_mask"),),  # of transformers 4, around IJepaSelfAttention
     ),
     Target(
@@ -253,6 +257,7 @@ TARGETS = (
         _ATTENTION,
         _ijepa_self_attention,
         _ijepa_self_attention_reason,
+        around=2,
     ),
     Target(
         "transformers",

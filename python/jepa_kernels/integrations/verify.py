@@ -51,7 +51,7 @@ def probe_reason(module: nn.Module, target: Target) -> str | None:
         return None
     modes = {part: part.training for part in module.modules()}
     module.eval()
-    device = tensors_inside[0].device
+    device = tensors_inside[0].device if tensors_inside else torch.device("cpu")
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices), torch.autocast(device.type, enabled=False):

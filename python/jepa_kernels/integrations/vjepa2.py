@@ -164,6 +164,7 @@ TARGETS = (
         _rope_attention,
         _rope_attention_reason,
         _DROP,
+        around=1,
     ),
     Target(
         "vjepa2",
@@ -176,6 +177,7 @@ TARGETS = (
         _DROP,
         lambda parent: parent is None or block_parameters(parent) in (_BLOCK, _AC_BLOCK),
         probe=attention_probe,
+        around=1,
     ),
     Target(
         "vjepa2",
@@ -194,6 +196,7 @@ TARGETS = (
         "runs without sorting its tokens",
         _predictor,
         _predictor_reason,
+        around=0,
         plain_signatures=(("x", "masks_x", "masks"), ("ctxt", "tgt", "masks_ctxt", "masks_tgt", "mask_index")),
     ),
     *AC_TARGETS,

@@ -155,6 +155,7 @@ AC_TARGETS = (
         _attention,
         _attention_reason,
         refuse_proj_drop,
+        around=1,
     ),
     Target(
         "vjepa2",
@@ -165,6 +166,7 @@ AC_TARGETS = (
         _predictor,
         _predictor_reason,
         _refuse_predictor,
+        around=0,
         install=_drop_mask,
         uninstall=_restore_mask,
     ),

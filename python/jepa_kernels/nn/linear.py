@@ -80,10 +80,7 @@ class Linear(nn.Linear):
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
             return self._current_copies(torch.get_autocast_dtype(kind))
-        if x.dtype == self.weight.dtype == torch.float32 and _onednn(x.device, torch.float32):
-            plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (x, self.weight))  # no shards
-            return (self.weight, self.bias) if plain else None
-        return None
+        return (self.weight, self.bias) if _float32_by_onednn(x, self.weight) else None
 
     def _current_copies(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None] | None:
         """The copies of weight and bias in this dtype, up to date; None where they are not of these parameters."""
@@ -129,6 +126,21 @@ def attach_copies(
                     found[parameter] = copy.copy_(parameter)
             child._copies = tuple(_tied(parameter, found[parameter]) for parameter in parameters)
     return found
+
+
+def float32_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """x W^T + b by oneDNN; None where that does not serve: other dtypes, devices or tensor classes, autocast, tracing."""
+    if not direct() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    if not _float32_by_onednn(x, weight) or torch.is_autocast_enabled(x.device.type):
+        return None
+    # The view is made out here: the caller may write into the result, which autograd forbids on a view that a Function returns.
+    return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias, weight, bias).view(*x.shape[:-1], -1)
+
+
+def _float32_by_onednn(x: Tensor, weight: Tensor) -> bool:
+    plain = all(type(tensor) in (Tensor, nn.Parameter) for tensor in (x, weight))  # no shards
+    return plain and x.dtype == weight.dtype == torch.float32 and _onednn(x.device, torch.float32)
 
 
 def _onednn(device: torch.device, dtype: torch.dtype) -> bool:

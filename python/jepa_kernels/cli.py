@@ -135,7 +135,8 @@ def _add_run(actions: Any) -> None:
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     suite = parser.add_mutually_exclusive_group()
     suite.add_argument("--quick", action="store_true", help="small sizes: about a minute on two CPU cores")
-    suite.add_argument("--suite", "--config", type=Path, metavar="FILE.toml", help="cases and options from a file")
+    where = "cases and options from a file, or by name from the source tree's benchmarks/suites"
+    suite.add_argument("--suite", "--config", type=Path, metavar="FILE.toml|NAME", help=where)
     parser.add_argument("--own", type=Path, metavar="FILE.py", help="measure the cases() of this file: your own model")
     parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only cases with this tag")
     globs: dict[str, Any] = {"action": "append", "default": [], "metavar": "GLOB"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from jepa_kernels.backends import BackendError
 from jepa_kernels.bench import cases, runner, suite
 from jepa_kernels.bench.cases import (
     Case,
@@ -15,6 +17,7 @@ from jepa_kernels.bench.cases import (
     adamw_ema,
     ema_update,
     masked_attention,
+    objectives,
     patch_embed,
     patch_embed_pair,
     train_step,
@@ -34,7 +37,12 @@ def toy_cases() -> list[Case]:
     image = patch_embed.Shape(batch=2, frames=1, size=28, patch=14, tubelet=0, dim=24)
     dense = masked_attention.Shape(batch=2, heads=2, head_dim=16, tokens=12)
     step = train_step.Shape("vit_tiny", 1, 2, 4, 32, predictor_dim=48, predictor_depth=1, predictor_heads=2, patch=8)
+    heads = {"predictor": (48, 1, 4), "decoder": (48, 1, 4), "hidden": 32, "expander": 32, "prototypes": 64}
+    images = objectives.Shape("vit_tiny", 3, 1, 32, depth=1, patch=4, local_size=16, **heads)
+    clips = objectives.Shape("vit_tiny", 2, 4, 32, depth=1, patch=8, **heads)
     found = [ema_update.make_case("toy", [(3, 5), (7,)], set()), adamw_ema.make_case("toy", [(3, 5), (7,)], set())]
+    found += [objectives.make_case(name, "toy", images, "fp32", {"full"}) for name in objectives.IMAGES]
+    found += [objectives.make_case(name, "toy", clips, "fp32", {"full"}) for name in objectives.CLIPS]
     for dtype in ("fp32", "bf16"):
         found += [
             *(patch_embed.make_case("toy", s, dtype, set()) for s in (video, replace(video, kept=0.25), image)),
@@ -129,3 +137,19 @@ def test_clip_is_cut_and_wraps_at_its_end() -> None:
     assert cut.shape == (2, 4, 32, 32, 3)
     assert torch.equal(cut[1, 0], CLIP.frames[4]) and torch.equal(cut[1, 1], CLIP.frames[0])
     assert CLIP.cut(batch=1, frames=1, size=16).shape == (1, 1, 16, 16, 3)
+
+
+def test_suite_of_the_objectives_is_found_by_its_name() -> None:
+    found = suite.load_suite(Path("objectives")).chosen()
+    assert {str(c.shape["objective"]) for c in found} == {*objectives.IMAGES, *objectives.CLIPS} and len(found) == 7
+    for case in found:
+        names = [p.name for p in case.providers(CPU)]
+        assert names.count("ijepa-step") + names.count("vjepa2-step") == (case.shape["objective"] not in ("ijepa", "vjepa2"))
+    with pytest.raises(BenchInputError, match=r"suite .*benchmarks.suites.nothing.toml cannot be read"):
+        suite.load_suite(Path("nothing"))
+
+
+def test_steps_of_large_encoders_are_left_to_gpus() -> None:
+    large = next(c for c in cases.all_cases() if c.id.startswith("objectives/mae-vitl"))
+    with pytest.raises(BackendError, match="ViT-L are measured on a GPU"):
+        large.make_inputs(SETTING)

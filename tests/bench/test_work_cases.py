@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_kernels.bench import work
-from jepa_kernels.bench.cases import Case, patch_embed, patch_embed_pair
+from jepa_kernels.bench.cases import Case, objectives, patch_embed, patch_embed_pair
 from jepa_kernels.bench.cases import masked_attention as attention
 from jepa_kernels.ops.registry import OPERATOR_NAMES
 
@@ -225,3 +225,36 @@ def test_every_operator_has_its_count_here() -> None:
     checked = {"patch_embed", "patch_embed_pair", "masked_attention", "ema_update", "adamw_ema", "jepa_loss", "sigreg"}
     assert set(OPERATOR_NAMES) <= checked
     assert CLIP.frames.shape[0] == 5  # the clip that the cases above are cut from
+
+
+@pytest.mark.parametrize("case", cases_of("objectives"), ids=lambda case: case.id)
+def test_objectives_are_the_products_of_their_steps(case: Case) -> None:
+    inputs = case.make_inputs(SETTING)
+    provider = next(p for p in case.providers(SETTING.device) if p.name == case.peer)
+    with provider.context(), torch.backends.mkldnn.flags(enabled=False):  # whose products torch does not count
+        state = provider.setup(inputs)
+        provider.run(state)
+        counted = products(lambda: provider.run(state))
+    # Products inside the operators are out of torch's sight: those of attention, of patch embeddings and of SIGReg.
+    shape, dim = inputs.shape, 192
+    for each in objectives.passes(inputs):
+        counted += each.depth * 4 * each.pairs * each.dim * (3.5 if each.backward else 1)
+    trained, target = objectives.embedded(inputs)
+    counted += (2 * trained + target) * 2 * 3 * (shape.tubelet if shape.frames > 1 else 1) * shape.patch**2 * dim
+    views = objectives.GLOBAL_CROPS + objectives.LOCAL_CROPS.get(inputs.objective, 0)
+    if inputs.objective == "lejepa":
+        counted += work.sigreg_flops(views, shape.batch, 64, objectives.SIGREG_SLICES, objectives.SIGREG_POINTS)
+    if inputs.objective == "dino":
+        # The pairs of views, and the gradient for the student's; too little to count in the case.
+        counted -= 2 * 2 * objectives.GLOBAL_CROPS * views * shape.batch * shape.prototypes
+    assert case.work(inputs).flops == pytest.approx(counted, rel=1e-9)
+
+
+def test_bytes_of_a_block_are_those_of_its_tensors() -> None:
+    """Two tokens of width 3, an MLP of twice that: each tensor counted as it is written and read."""
+    x, qkv, attended, hidden = 2 * 3, 2 * 9, 2 * 3, 2 * 6
+    forward = x + 2 * qkv + 2 * attended + 2 * x + x + 2 * hidden + 2 * x
+    weights = 3 * 9 + 3 * 3 + 2 * 3 * 6
+    assert work.transformer_bytes(2, 3, 5, mlp_ratio=2.0, value_bytes=2) == 5 * 2 * (forward + weights)
+    backward = work.transformer_bytes(2, 3, 5, mlp_ratio=2.0, value_bytes=2, backward=True)
+    assert backward == 5 * 2 * (3.5 * forward + 3 * weights)

@@ -18,6 +18,7 @@ SETTINGS = (
 )  # fmt: skip
 FAMILIES = {
     "ijepa_tiny": ("masks.budget=[[8, 6]]",),
+    "dino_tiny": ("head.hidden_dim=32", "head.out_dim=16", "head.prototypes=32"),
     "vjepa2_tiny": ("model.patch_size=8", "masks.budget=[[8, 8], [4, 16]]"),
 }
 
@@ -31,7 +32,7 @@ def told(folder):
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("config", "kind"), [("ijepa_tiny", "ddp"), ("vjepa2_tiny", "fsdp2")])
+@pytest.mark.parametrize(("config", "kind"), [("ijepa_tiny", "ddp"), ("dino_tiny", "ddp"), ("vjepa2_tiny", "fsdp2")])
 def test_two_processes_equal_one(config, kind, photographs, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "jepa_kernels.cli"]
     settings = arguments(config, photographs, tmp_path / kind, "data.batch_size=2", f"run.distributed='{kind}'")
@@ -49,7 +50,9 @@ def test_two_processes_equal_one(config, kind, photographs, tmp_path):
     single, both = load(tmp_path / "single"), load(tmp_path / kind)
     assert both["step"] == single["step"] == 4
     assert told(tmp_path / kind) == pytest.approx(told(tmp_path / "single"), rel=1e-5)
-    for part in ("encoder", "predictor", "target_encoder"):
+    parts = [name for name in single if name in ("encoder", "target_encoder", "predictor", "head", "target_head", "centring")]
+    assert len(parts) >= 3
+    for part in parts:
         assert both[part].keys() == single[part].keys()
         for key, value in single[part].items():
             torch.testing.assert_close(both[part][key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")

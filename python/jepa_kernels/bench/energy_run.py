@@ -130,7 +130,7 @@ def _check(session: Session) -> None:
 
 def unit(case: Case) -> str | None:
     """What the energy of a case is told per, beside call, sample and token: a step (and its clips), a clip or an image."""
-    if case.operator == "train_step":
+    if case.operator in ("train_step", "objectives"):
         return "step"
     if case.operator not in ("patch_embed", "encoder"):
         return None

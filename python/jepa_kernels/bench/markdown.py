@@ -36,7 +36,7 @@ def as_markdown(
 
 
 def _steps(records: Sequence[Record]) -> Iterator[str]:
-    whole = [r for r in records if r["operator"] in ("train_step", "model") and r["stats"] is not None]
+    whole = [r for r in records if r["operator"] in ("train_step", "objectives", "model") and r["stats"] is not None]
     if whole:
         yield from ["## Whole steps", ""]
         yield from table(("case", *summary.STEP_HEADERS), [[r["case_id"], *summary.step_row(r)] for r in whole])

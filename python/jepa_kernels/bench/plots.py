@@ -24,7 +24,10 @@ VARIABLES = {
     PAPER: "var(--paper)",
     **{tint: f"var(--part{index})" for index, tint in enumerate(PARTS)},
 }
-MARKERS = {"patch_embed": "s", "patch_embed_pair": "p", "masked_attention": "o", "ema_update": "D", "train_step": "^"}
+MARKERS = {
+    "patch_embed": "s", "patch_embed_pair": "p", "masked_attention": "o", "ema_update": "D", "train_step": "^",
+    "objectives": "v",
+}  # fmt: skip
 STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",

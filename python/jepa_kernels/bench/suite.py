@@ -62,6 +62,7 @@ class Suite:
         return select(tagged, self.cases)
 
 
+_SUITES = Path(__file__).resolve().parents[3] / "benchmarks" / "suites"
 FULL = Suite(name="full", tags=("full",))
 QUICK = Suite(
     name="quick",
@@ -83,7 +84,12 @@ QUICK = Suite(
 
 
 def load_suite(path: Path) -> Suite:
-    """Read a suite file. Raises `BenchInputError` for a missing file, bad TOML, or a key that has no meaning."""
+    """Read a suite file; a bare name is one of the source tree's `benchmarks/suites`.
+
+    Raises `BenchInputError` for a missing file, bad TOML, or a key that has no meaning.
+    """
+    if not path.suffix and len(path.parts) == 1 and not path.exists():
+        path = _SUITES / f"{path.name}.toml"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:

@@ -77,6 +77,18 @@ def transformer_flops(
     return depth * (linear * (3 if backward else 1) + attention * (3.5 if backward else 1))
 
 
+def transformer_bytes(
+    tokens: int, dim: int, depth: int, *, mlp_ratio: float = 4.0, value_bytes: int, backward: bool = False
+) -> float:
+    """Blocks whose norms, activations and residuals are fused into the products beside them. Values of a token, forward: x, qkv
+    written and read, attention's output likewise, residual read and written, read by the MLP, hidden written and read,
+    residual again: (14 + 2r) D. Backward 2.5 times that: every value read again, its gradient written and read. And the
+    weights of the products, (4 + 2r) D^2: read, and in backward read and their gradient written."""
+    values = tokens * (14 + 2 * mlp_ratio) * dim * (3.5 if backward else 1)
+    weights = (4 + 2 * mlp_ratio) * dim * dim * (3 if backward else 1)
+    return depth * (values + weights) * value_bytes
+
+
 def jepa_loss_flops(tokens: int, dim: int, *, backward: bool = False) -> int:
     """8 per element: two sums of the norm (4), the normalised value (2), difference, sum of the penalty; backward has the
     norm and the difference again, and a factor. Absolute values and signs are no FLOPs."""

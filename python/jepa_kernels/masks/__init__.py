@@ -1,9 +1,10 @@
-"""Which tokens the encoder sees and which the predictor must fill in: the mask samplers of I-JEPA, V-JEPA and V-JEPA 2."""
+"""Which tokens the encoder sees and which the predictor must fill in: the mask samplers of I-JEPA, V-JEPA, V-JEPA 2 and MAE."""
 
 from .block2d import IJEPA_MASKS, MultiBlockMask2D, RectangleMasks
 from .block3d import VJEPA2_MASKS, BlockMask, MultiBlockMask3D
 from .gather import apply_masks
 from .keep import KEEP_MODES, Masks
+from .random_mask import RandomMask
 
 __all__ = [
     "IJEPA_MASKS",
@@ -13,6 +14,7 @@ __all__ = [
     "Masks",
     "MultiBlockMask2D",
     "MultiBlockMask3D",
+    "RandomMask",
     "RectangleMasks",
     "apply_masks",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..functional.jepa_loss import jepa_loss
 from .ac_predictor import VisionTransformerPredictorAC
-from .joint import TARGET_NORM_EPS
+from .objective import TARGET_NORM_EPS
 
 
 class ACLosses(NamedTuple):

@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..functional.ema_update import ema_update_
 from ..functional.patch_embed_pair import patch_embed_pair
+from .objective import Objective, normalised
 from .packed import Mask, encode
 from .vision_transformer import VisionTransformer
 
-# Of the parameter-free LayerNorm on the targets: the default of torch, where the layers of the model use 1e-6.
-TARGET_NORM_EPS = 1e-5
 
-
-class JointEmbedding(nn.Module):
+class JointEmbedding(Objective):
     """Encoder, predictor and target encoder; a subclass adds the prediction and the loss.
 
     The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
     """
+
+    PARTS = ("encoder", "predictor", "target_encoder")
+    TRAINED = ("encoder", "predictor")
 
     def __init__(self, encoder: VisionTransformer, predictor: nn.Module) -> None:
         super().__init__()
@@ -63,14 +63,16 @@ class JointEmbedding(nn.Module):
             tokens = torch.cat([own(x, keep=mask, pos_embed=positions) for mask in masks_enc])
         return self.targets(x, every), encode(self.encoder, tokens, masks_enc, grid[1:])
 
+    def pair(self) -> tuple[nn.Module, nn.Module]:
+        return self.encoder, self.target_encoder
+
+    def examined(self, pixels: Tensor) -> Tensor:
+        """The targets: see `Objective`."""
+        return self.targets(pixels)
+
     def update_target(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, parameter by parameter; see `jk.ema_update_`."""
         ema_update_(list(self.target_encoder.parameters()), list(self.encoder.parameters()), momentum)
-
-
-def normalised(h: Tensor) -> Tensor:
-    """Every token's features at mean 0 and variance 1, in float32."""
-    return F.layer_norm(h.float(), (h.shape[-1],), eps=TARGET_NORM_EPS)
 
 
 def redraw_linear_weights(module: nn.Module, std: float = 0.02) -> None:

@@ -1,9 +1,9 @@
-"""One training step of a JEPA model, its optimiser, and the reading of released checkpoints."""
+"""One training step of a model of this package, its optimiser, and the reading of released checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +15,18 @@ from .configs import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY
 from .vjepa2 import VJEPA2
 
 
-class JEPA(Protocol):
-    """What a training step needs of a model: three networks, the loss of a batch, and the target's update."""
-
-    encoder: nn.Module
-    predictor: nn.Module
-    target_encoder: nn.Module
-
-    def __call__(
-        self, inputs: Tensor, masks_enc: list[Tensor], masks_pred: list[Tensor]
-    ) -> tuple[Tensor, dict[str, Any]]: ...
-
-    def update_target(self, momentum: float) -> None: ...
-
-
 def make_optimizer(
-    model: JEPA | nn.Module,
+    model: nn.Module,
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     **kwargs: Any,
 ) -> torch.optim.AdamW:
-    """AdamW over the encoder and the predictor in the official four groups.
+    """AdamW over the trained modules of a model; of a JEPA in the official four groups.
 
-    Their order: encoder and predictor with weight decay, then encoder and predictor without. Biases and all 1-D parameters
-    are not decayed; the mask tokens, which are 3-D, are. `kwargs` go to `torch.optim.AdamW` (`fused=True`, ...).
+    Their order: encoder and predictor (or head) with weight decay, then both without. Biases and all 1-D parameters are not
+    decayed; the mask tokens, which are 3-D, are. `kwargs` go to `torch.optim.AdamW` (`fused=True`, ...).
 
     Example:
         >>> from jepa_kernels.models import build_vjepa2
@@ -52,7 +38,7 @@ def make_optimizer(
 
 
 def make_adamw_ema(
-    model: JEPA | nn.Module,
+    model: nn.Module,
     lr: float | Tensor = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -63,10 +49,10 @@ def make_adamw_ema(
     narrow_gradients: bool | None = None,
     **kwargs: Any,
 ) -> AdamWEMA:
-    """`jk.AdamWEMA` over the groups of `make_optimizer`: it also moves `model.target_encoder` and writes low-precision weights.
+    """`jk.AdamWEMA` over the groups of `make_optimizer`: it also moves the target, if any, and writes low-precision weights.
 
     The target keeps the values it has. `momentum` is a number or a function of the step number (`jk.optim.LinearMomentum`);
-    the one that `train_step` is given takes its place. With `shadow_dtype` every `jk.nn.Linear` of the three networks gets
+    the one that `train_step` is given takes its place. With `shadow_dtype` every `jk.nn.Linear` of the networks gets
     copies of its weights in that dtype, which the step writes and forward passes under autocast read, in place of a cast each;
     2 bytes a parameter. `shadow_dtype=None`, and models sharded by FSDP2 (whose `MixedPrecisionPolicy` casts), keep no copies.
 
@@ -89,20 +75,20 @@ def make_adamw_ema(
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.04, 0.04, 0.0, 0.0]
     """
-    inner: Any = unwrapped(model)  # type: ignore[arg-type]
+    inner: Any = unwrapped(model)
     keeps = shadow_dtype is not None and not is_sharded(inner)
-    target = EMATarget(
-        inner.encoder,
-        momentum,
-        target=inner.target_encoder,
-        overwrite=False,
-        shadow_dtype=shadow_dtype if keeps else None,
-    )
+    pair, target = inner.pair(), None
+    if pair is not None:
+        kept = shadow_dtype if keeps else None
+        target = EMATarget(pair[0], momentum, target=pair[1], overwrite=False, shadow_dtype=kept)
     shadows: dict[Tensor, Tensor] = {}
     if keeps:
-        assert shadow_dtype is not None and target.shadow is not None
-        shadows = attach_copies(inner.encoder, shadow_dtype) | attach_copies(inner.predictor, shadow_dtype)
-        attach_copies(inner.target_encoder, shadow_dtype, shadows_of(inner.target_encoder, target.shadow))
+        assert shadow_dtype is not None
+        for module in inner.trained():
+            shadows |= attach_copies(module, shadow_dtype)
+        if target is not None:
+            assert target.shadow is not None
+            attach_copies(target.module, shadow_dtype, shadows_of(target.module, target.shadow))
         if narrow_gradients or (narrow_gradients is None and not _distributed()):
             for parameter in shadows:
                 parameter.grad_dtype = None
@@ -114,14 +100,14 @@ def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
-def _official_groups(model: JEPA | nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    inner: Any = unwrapped(model)  # type: ignore[arg-type]
-    return parameter_groups([inner.encoder, inner.predictor], weight_decay)
+def _official_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    inner: Any = unwrapped(model)
+    return parameter_groups(inner.trained(), weight_decay)
 
 
 def train_step(
-    model: JEPA | nn.Module,
-    clips: Tensor,
+    model: nn.Module,
+    clips: Tensor | Sequence[Tensor],
     masks_enc: Iterable[Tensor],
     masks_pred: Iterable[Tensor],
     optimizer: torch.optim.Optimizer,
@@ -135,8 +121,9 @@ def train_step(
     step has just written. An optimiser of `make_adamw_ema` moves the target itself; with any other `model.update_target` does.
     `momentum` None means the schedule of such an optimiser, and V-JEPA 2's 0.99925 otherwise.
 
-    Shapes: those of the model, which may be wrapped by DDP; clips and masks move to its device. Returns the detached loss of the
-    weights before the step, still on the device, and the model's stats; nothing here waits for the device.
+    Shapes: those of the model, which may be wrapped by DDP; clips (for objectives on views, a list of them) and masks move to its
+    device. Returns the detached loss of the weights before the step, still on the device, and the model's stats; nothing here
+    waits for the device.
 
     Dtypes: with `autocast_dtype=torch.bfloat16` the forward pass runs under autocast. There is no gradient scaler: bfloat16
     has the range of float32, and float16, which would need one, is refused.
@@ -162,12 +149,16 @@ def train_step(
     network: Any = model
     inner: Any = unwrapped(network)
     device = next(network.parameters()).device
-    clips = clips.to(device, non_blocking=True)
+    inputs: Any
+    if isinstance(clips, Tensor):
+        inputs = clips.to(device, non_blocking=True)
+    else:
+        inputs = [view.to(device, non_blocking=True) for view in clips]
     context_ids = [ids.to(device, non_blocking=True) for ids in masks_enc]
     target_ids = [ids.to(device, non_blocking=True) for ids in masks_pred]
 
     with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        loss, stats = network(clips, context_ids, target_ids)
+        loss, stats = network(inputs, context_ids, target_ids)
     loss.backward()
     if isinstance(optimizer, AdamWEMA) and optimizer.target is not None:
         optimizer.step(momentum=momentum)

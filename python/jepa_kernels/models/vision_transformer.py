@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
-from ..nn.block import LAYER_NORM_EPS
+from ..nn import Block, PatchEmbed, PatchEmbed3D, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed, make_norm
 from ..patch_grid import patch_count
 from ..rope import Rope3D
 from ._common import frame_size, init_weights, packed, packed_lengths, run_blocks, token_grid
@@ -20,7 +19,8 @@ from .configs import PIXEL_MEAN, PIXEL_STD, encoder_size
 class VisionTransformer(nn.Module):
     """Vision transformer over images or clips that computes nothing for the tokens masked away.
 
-    Formula: patch embedding of the kept tokens, `depth` blocks, LayerNorm. Positions are 3-D RoPE by the original token ids
+    Formula: patch embedding of the kept tokens, `depth` blocks, LayerNorm (`normalization="dynamic_tanh"`: `jk.nn.DynamicTanh` in
+    the place of each LayerNorm). Positions are 3-D RoPE by the original token ids
     with `use_rope`, otherwise a frozen sine-cosine table that the patch embedding adds.
 
     Shapes: pixels (B, C, H, W), or (B, C, T, H, W) when `num_frames` > 1, of any strides; returns (B, N, D), or (M * B, K, D),
@@ -62,6 +62,7 @@ class VisionTransformer(nn.Module):
         uniform_power: bool = False,
         use_rope: bool = False,
         use_activation_checkpointing: bool = False,
+        normalization: str = "layer_norm",
         pixel_mean: Sequence[float] | None = PIXEL_MEAN,
         pixel_std: Sequence[float] | None = PIXEL_STD,
     ) -> None:
@@ -92,9 +93,10 @@ class VisionTransformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.from_numpy(table).float().unsqueeze(0), requires_grad=False)
 
         self.blocks = nn.ModuleList(
-            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, grid_size=rows, use_rope=use_rope) for _ in range(depth)
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, grid_size=rows, use_rope=use_rope, normalization=normalization)
+            for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
+        self.norm = make_norm(embed_dim, normalization)
         init_weights(self, self.blocks, init_std)
 
     def forward(

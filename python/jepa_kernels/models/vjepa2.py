@@ -12,7 +12,8 @@ from ..functional.jepa_loss import jepa_loss
 from ..functional.patch_embed_pair import patch_embed_pair
 from ..ragged import RaggedIds
 from ._common import seeded_weights
-from .joint import TARGET_NORM_EPS, JointEmbedding, normalised
+from .joint import JointEmbedding
+from .objective import TARGET_NORM_EPS, normalised
 from .packed import Mask, encode, predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
 from .vision_transformer import build_encoder

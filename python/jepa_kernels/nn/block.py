@@ -8,9 +8,26 @@ from torch import Tensor, nn
 
 from ..rope import Rope3D
 from .attention import Attention, RoPEAttention
+from .dynamic_tanh import DynamicTanh
 from .linear import Linear, mlp_product
 
 LAYER_NORM_EPS = 1e-6
+NORMALIZATIONS = ("layer_norm", "dynamic_tanh")
+
+
+def make_norm(dim: int, normalization: str = "layer_norm") -> nn.Module:
+    """The layer of that name over the last axis: LayerNorm with eps 1e-6, or `DynamicTanh`.
+
+    Raises:
+        ValueError: another name.
+
+    Example:
+        >>> make_norm(8, "dynamic_tanh")
+        DynamicTanh(8)
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}; got {normalization!r}")
+    return DynamicTanh(dim) if normalization == "dynamic_tanh" else nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
 
 class MLP(nn.Module):
@@ -39,10 +56,11 @@ class Block(nn.Module):
     """Transformer block: x <- x + attn(norm1(x)), then x <- x + mlp(norm2(x)); (B, N, D) -> (B, N, D).
     Sequences of different lengths come packed, (total, D), with a `jk.Ragged` as `attn_mask`.
 
-    LayerNorm eps is 1e-6. With `use_rope` the attention is `RoPEAttention` and takes its position arguments, or the shared
-    `rope`.
+    LayerNorm eps is 1e-6; `normalization="dynamic_tanh"` puts `DynamicTanh` into its place. With `use_rope` the attention is
+    `RoPEAttention` and takes its position arguments, or the shared `rope`.
 
-    State dict: `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`, each with `weight` and `bias`.
+    State dict: `norm1`, `attn.qkv`, `attn.proj`, `norm2`, `mlp.fc1`, `mlp.fc2`, each with `weight` and `bias` (dynamic tanh
+    also `alpha`).
 
     Source: ViT (Dosovitskiy et al., 2021); names of the official V-JEPA 2 code.
 
@@ -61,15 +79,16 @@ class Block(nn.Module):
         qk_scale: float | None = None,
         grid_size: int = 16,
         use_rope: bool = False,
+        normalization: str = "layer_norm",
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = make_norm(dim, normalization)
         self.attn: Attention
         if use_rope:
             self.attn = RoPEAttention(dim, num_heads, qkv_bias, qk_scale, grid_size)
         else:
             self.attn = Attention(dim, num_heads, qkv_bias, qk_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm2 = make_norm(dim, normalization)
         self.mlp = MLP(dim, hidden_features=int(dim * mlp_ratio))
 
     def forward(

@@ -1,1 +1,1 @@
-"""`jepa-kernels train`, `export` and `probe`: I-JEPA, V-JEPA and V-JEPA 2 from a folder of images or videos."""
+"""`jepa-kernels train`, `export` and `probe`: JEPA models, and the objectives to compare them with, from a folder of files."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 OK = 0
+# Networks of a checkpoint; those of the models, so that the parser needs no torch.
+_PARTS = ("encoder", "target_encoder", "predictor", "projector", "decoder", "head", "target_head")
 
 
 def add(commands: Any) -> None:
@@ -19,7 +21,7 @@ def add(commands: Any) -> None:
 def _add_train(commands: Any) -> None:
     train = commands.add_parser(
         "train",
-        help="train I-JEPA, V-JEPA or V-JEPA 2 on a folder of images or videos",
+        help="train I-JEPA, V-JEPA, V-JEPA 2, LeJEPA, DINO, VICReg, MAE or VideoMAE on a folder of images or videos",
         epilog="Exit codes: 0 done, 2 usage or input, 4 the last checkpoint could not be written, 130 ended by SIGINT or "
         "SIGTERM (everything is saved; --resume goes on). Several processes: torchrun --nproc-per-node N -m jepa_kernels.cli "
         "train ...",
@@ -47,7 +49,7 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of this package, or published")
     export.add_argument("--output", type=Path, required=True, metavar="FILE.safetensors")
     export.add_argument(
-        "--part", default="target_encoder", choices=("encoder", "target_encoder", "predictor"), help="default: target_encoder"
+        "--part", choices=_PARTS, help="default: target_encoder, or encoder for an objective without a target"
     )
     export.set_defaults(handler=_export)
 
@@ -61,9 +63,8 @@ def _add_probe(commands: Any) -> None:
     probe.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder whose subfolders are the classes")
     probe.add_argument(
         "--part",
-        default="target_encoder",
         choices=("encoder", "target_encoder"),
-        help="default: target_encoder; after a short run it still lags behind the encoder",
+        help="default: target_encoder (after a short run it still lags behind the encoder), or encoder where there is no target",
     )
     probe.add_argument("--neighbours", type=int, default=10, metavar="K", help="default: 10")
     probe.add_argument("--batch", type=int, default=64, metavar="N", help="images at a time (default: 64)")
@@ -98,8 +99,8 @@ def _train(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from . import state
 
-    count = state.export(options.checkpoint, options.output, options.part)
-    print(f"{count} tensors of {options.part} written to {options.output}")
+    part, count = state.export(options.checkpoint, options.output, options.part)
+    print(f"{count} tensors of {part} written to {options.output}")
     return OK
 
 

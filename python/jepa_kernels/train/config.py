@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..masks import KEEP_MODES, VJEPA2_MASKS, BlockMask, RectangleMasks
+from ..nn import NORMALIZATIONS
 from .errors import TrainError
 
-FAMILIES = ("ijepa", "vjepa", "vjepa2")
+IMAGE_FAMILIES = ("ijepa", "lejepa", "dino", "vicreg", "mae")
+FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "videomae")
+JEPA_FAMILIES = ("ijepa", "vjepa", "vjepa2")
+VIEW_FAMILIES = ("lejepa", "dino", "vicreg")  # those whose loss compares views of an image
 _PACKAGED = "jepa_kernels.train.configs"
 _T = TypeVar("_T")
 
@@ -26,7 +30,8 @@ class ConfigError(TrainError):
 
 @dataclass(frozen=True)
 class Model:
-    """The network; 0 stands for the value of the named size, or, of `pred_num_heads`, for the encoder's."""
+    """The network; 0 stands for the value of the named size, or, of `pred_num_heads`, for the encoder's. `pred_*` of MAE are its
+    decoder's."""
 
     family: str
     encoder: str
@@ -41,6 +46,7 @@ class Model:
     encoder_width: int = 0
     encoder_heads: int = 0
     loss_exp: float = 1.0
+    normalization: str = "layer_norm"
     activation_checkpointing: bool = False
 
 
@@ -58,10 +64,51 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Views:
+    """The crops of LeJEPA, DINO and VICReg (of two), `data.crop_scale` that of global ones, and their colours.
+
+    `jitter` are the strengths of brightness, contrast, saturation and hue; `blur` and `solarize` the probabilities in the first
+    global view, in the other global views, and in local views.
+    """
+
+    global_crops: int = 2
+    local_crops: int = 0
+    local_size: int = 96
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_probability: float = 0.8
+    grayscale: float = 0.2
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    solarize: tuple[float, float, float] = (0.0, 0.2, 0.0)
+
+
+@dataclass(frozen=True)
+class Head:
+    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their and MAE's losses; each reads its own.
+
+    `hidden_dim` is the width of the projector's layers and `out_dim` that of the embeddings, of DINO's bottleneck.
+    `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1.
+    """
+
+    hidden_dim: int = 2048
+    out_dim: int = 256
+    sigreg_weight: float = 0.02
+    sigreg_slices: int = 1024
+    prototypes: int = 65536
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    centre_momentum: float = 0.9
+    vicreg_weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
+    normalize_patches: bool = True
+
+
+@dataclass(frozen=True)
 class Masks:
-    """The sampler: `rectangles` for I-JEPA, one of `blocks` a mask for V-JEPA. `keep` and `budget` are the samplers' own."""
+    """The sampler: `rectangles` for I-JEPA, one of `blocks` a mask for V-JEPA, the share `ratio` of the patches hidden for MAE.
+    `keep` and `budget` are the samplers' own."""
 
     keep: str = "batch"
+    ratio: float = 0.75
     budget: tuple[tuple[int, ...], ...] = ()
     rectangles: RectangleMasks = RectangleMasks()
     blocks: tuple[BlockMask, ...] = VJEPA2_MASKS
@@ -112,6 +159,8 @@ class Config:
     data: Data
     optimization: Optimization
     masks: Masks = field(default_factory=Masks)
+    views: Views = field(default_factory=Views)
+    head: Head = field(default_factory=Head)
     run: Run = field(default_factory=Run)
 
 
@@ -259,10 +308,11 @@ def _check(config: Config, where: str) -> None:
     model, optimization, run = config.model, config.optimization, config.run
     choices = (
         ("model.family", model.family, FAMILIES),
+        ("model.normalization", model.normalization, NORMALIZATIONS),
         ("masks.keep", config.masks.keep, KEEP_MODES),
         ("optimization.schedule", optimization.schedule, ("cosine", "linear")),
         ("run.dtype", run.dtype, ("bfloat16", "float32")),
-        ("run.distributed", run.distributed, ("ddp", "fsdp2")),
+        ("run.distributed", run.distributed, ("ddp", "fsdp2") if model.family in JEPA_FAMILIES else ("ddp",)),
     )
     for name, value, known in choices:
         if value not in known:
@@ -280,10 +330,34 @@ def _check(config: Config, where: str) -> None:
     for name, number in positive.items():
         if not number > 0:
             raise ConfigError(f"{where}: {name} must be greater than 0; got {number}")
-    if (model.family == "ijepa") != (model.num_frames == 1):
-        raise ConfigError(f"{where}: model.num_frames is 1 for ijepa and more for the others; got {model.num_frames}")
+    if (model.family in IMAGE_FAMILIES) != (model.num_frames == 1):
+        images = ", ".join(IMAGE_FAMILIES)
+        raise ConfigError(f"{where}: model.num_frames is 1 for {images} and more for the others; got {model.num_frames}")
+    _check_views(config, where)
     if not 0.0 < config.data.crop_scale[0] <= config.data.crop_scale[1] <= 1.0:
         raise ConfigError(f"{where}: data.crop_scale must satisfy 0 < low <= high <= 1; got {config.data.crop_scale}")
+
+
+def _check_views(config: Config, where: str) -> None:
+    views, scale = config.views, config.views.local_scale
+    if config.model.family not in VIEW_FAMILIES:
+        return
+    if views.global_crops < 1 or views.local_crops < 0 or views.global_crops + views.local_crops < 2:
+        crops = f"{views.global_crops} and {views.local_crops}"
+        raise ConfigError(f"{where}: views.global_crops must be at least 1, and with views.local_crops at least 2; got {crops}")
+    if config.model.family == "vicreg" and (views.global_crops, views.local_crops) != (2, 0):
+        raise ConfigError(f"{where}: VICReg compares two views; set views.global_crops = 2 and views.local_crops = 0")
+    if not 0.0 < scale[0] <= scale[1] <= 1.0:
+        raise ConfigError(f"{where}: views.local_scale must satisfy 0 < low <= high <= 1; got {scale}")
+    if views.local_crops and views.local_size % config.model.patch_size:
+        raise ConfigError(
+            f"{where}: views.local_size must be a multiple of model.patch_size = {config.model.patch_size}; "
+            f"got {views.local_size}"
+        )
+    for name in ("jitter", "blur", "solarize", "jitter_probability", "grayscale"):
+        value = getattr(views, name)
+        if not all(0.0 <= entry <= 1.0 for entry in (value if isinstance(value, tuple) else (value,))):
+            raise ConfigError(f"{where}: views.{name} must lie in [0, 1]; got {value}")
 
 
 def changed(config: Config, **run: Any) -> Config:

@@ -22,7 +22,8 @@ from ..data.errors import DataError
 from ..data.image import read_image
 from ..data.random_clip import random_clip
 from .augment import augment
-from .config import Config
+from .config import VIEW_FAMILIES, Config
+from .views import make_views
 
 # Files that are tried for one place in a batch before the data is called unreadable.
 _TRIES = 32
@@ -40,7 +41,7 @@ def generator_of(*numbers: int) -> torch.Generator:
 class Batch:
     """What one process trains on in one step, and the files that could not be read for it, with the reason."""
 
-    inputs: Tensor
+    inputs: Tensor | list[Tensor]  # a list of views, (B, size, size, 3) each, for objectives that compare them
     masks_enc: list[Any]
     masks_pred: list[Any]
     skipped: dict[str, str]
@@ -48,8 +49,13 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The pixels in memory from which a GPU copies by itself; the loader calls this."""
-        self.inputs = self.inputs.pin_memory()
+        self.inputs = self.inputs.pin_memory() if isinstance(self.inputs, Tensor) else [v.pin_memory() for v in self.inputs]
         return self
+
+    @property
+    def examined(self) -> Tensor:
+        """The pixels on which diagnostics look: all of them, or the first view."""
+        return self.inputs if isinstance(self.inputs, Tensor) else self.inputs[0]
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ class _Key:
 @dataclass
 class _Sample:
     key: _Key
-    frames: Tensor | None
+    frames: Tensor | list[Tensor] | None
     skipped: dict[str, str]
 
 
@@ -88,7 +94,7 @@ class FileDataset(Dataset[_Sample]):
             index = int(torch.randint(0, len(self.files), (1,), generator=generator))
         return _Sample(key, None, skipped)
 
-    def _read(self, index: int, generator: torch.Generator) -> Tensor | None:
+    def _read(self, index: int, generator: torch.Generator) -> Tensor | list[Tensor] | None:
         if index in self._bad:
             return None
         data, model, file = self.config.data, self.config.model, self.files[index]
@@ -106,6 +112,8 @@ class FileDataset(Dataset[_Sample]):
         except DataError as error:
             self._bad[index] = str(error)
             return None
+        if model.family in VIEW_FAMILIES:
+            return make_views(frames, self.config, generator)
         cut = augment(frames, model.img_size, data.crop_scale, data.crop_ratio, data.horizontal_flip, generator)
         # An image is a clip that stands still, as in V-JEPA 2.
         return cut.expand(model.num_frames, -1, -1, -1) if len(cut) < model.num_frames else cut
@@ -148,15 +156,20 @@ class _Collate:
         if len(frames) < len(samples):
             reasons = "; ".join(list(skipped.values())[:3])
             return Batch(torch.empty(0), [], [], skipped, f"{_TRIES} files in a row could not be read: {reasons}")
-        inputs = torch.stack(frames)
-        if self.config.model.family == "ijepa":
-            inputs = inputs[:, 0]
+        inputs = _stacked(frames, self.config)
         generators = [generator_of(_MASK, self.config.run.seed, s.key.step, s.key.place) for s in samples]
         try:
             masks_enc, masks_pred = self.sampler.draw(samples[0].key.step, generators)
         except ValueError as error:  # an exception of a loader process would arrive with a traceback
             return Batch(inputs, [], [], skipped, str(error))
         return Batch(inputs, masks_enc, masks_pred, skipped)
+
+
+def _stacked(samples: list[Any], config: Config) -> Tensor | list[Tensor]:
+    if config.model.family in VIEW_FAMILIES:
+        return [torch.stack(view) for view in zip(*samples, strict=True)]
+    clips = torch.stack(samples)
+    return clips[:, 0] if config.model.num_frames == 1 else clips
 
 
 def training_files(folder: str | Path) -> list[Path]:

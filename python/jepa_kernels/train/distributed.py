@@ -78,7 +78,7 @@ def sharded(model: nn.Module, world: World) -> nn.Module:
         for block in (child for child in part.modules() if isinstance(child, Block)):  # type: ignore[union-attr]
             fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "targets")  # the diagnostics call it
+    register_fsdp_forward_method(model, "examined")  # the diagnostics call it
     return model
 
 

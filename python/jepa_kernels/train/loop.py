@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..data.errors import DataError
-from ..models import make_adamw_ema, train_step
+from ..models import Objective, make_adamw_ema, train_step
 from ..optim import AdamWEMA
 from . import metrics, state
 from .build import build_model, build_sampler, pixels_first
@@ -84,7 +84,7 @@ class Trainer:
             config.optimization, config.optimization.iterations_per_epoch or max(1, len(self.files) // batch)
         )
         torch.manual_seed(config.run.seed)  # nothing here draws from it; a model of one's own may
-        self.model = build_model(config).to(world.device)
+        self.model: Objective = build_model(config).to(world.device)
         if options.init is not None:
             state.initialise(self.model, options.init)
         fsdp = world.size > 1 and config.run.distributed == "fsdp2"
@@ -107,8 +107,8 @@ class Trainer:
 
     def _clip(self, *ignored: Any) -> None:
         if self.schedules.clips(self.progress.step):
-            for part in (self.model.encoder, self.model.predictor):
-                nn.utils.clip_grad_norm_(part.parameters(), self.config.optimization.clip_grad)  # type: ignore[union-attr]
+            for part in self.model.trained():
+                nn.utils.clip_grad_norm_(part.parameters(), self.config.optimization.clip_grad)
 
     def step(self, batch: Batch) -> dict[str, Any]:
         """One training step; returns the model's stats."""
@@ -138,7 +138,8 @@ class Trainer:
         progress, done = self.progress, self.progress.step
         steps = len(progress.losses)
         loss = float(torch.stack(progress.losses).mean())
-        loss, target_std = self.world.mean([loss, float(stats["target_std"])])
+        told = {name: value for name, value in stats.items() if isinstance(value, torch.Tensor) and value.ndim == 0}
+        loss, *means = self.world.mean([loss, *map(float, told.values())])
         if not math.isfinite(loss):
             raise TrainError(f"the loss of step {done} is {loss}; lower optimization.lr, or look at the data")
         now = time.perf_counter()
@@ -149,10 +150,9 @@ class Trainer:
             "loss": loss,
             "lr": self.schedules.lr(done - 1),
             "weight_decay": self.schedules.weight_decay(done - 1),
-            "momentum": self.schedules.momentum(done - 1),
-            "target_std": target_std,
-            "context_tokens": stats["context_tokens"],
-            "target_tokens": stats["target_tokens"],
+            **({} if self.optimizer.target is None else {"momentum": self.schedules.momentum(done - 1)}),
+            **dict(zip(told, means, strict=True)),
+            **{name: value for name, value in stats.items() if isinstance(value, list)},
             "samples_per_s": steps * size / (now - progress.since_s),
             "data_wait_s": progress.waited_s / steps,
         }
@@ -166,9 +166,9 @@ class Trainer:
         return found
 
     def diagnostics(self, batch: Batch) -> dict[str, float]:
-        """Collapse diagnostics of the target encoder on this batch; all processes must call it."""
+        """Collapse diagnostics of the target (or only) encoder on this batch; all processes must call it."""
         with torch.autocast(self.world.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            features = self.model.targets(pixels_first(batch.inputs.to(self.world.device)))  # type: ignore[operator]
+            features = self.model.examined(pixels_first(batch.examined.to(self.world.device)))
         return metrics.collapse(features)
 
     def save(self) -> None:

@@ -49,14 +49,14 @@ class Result:
 
 
 def probe(
-    checkpoint: Path, data: Path, part: str = "target_encoder", neighbours: int = 10, batch: int = 64
+    checkpoint: Path, data: Path, part: str | None = None, neighbours: int = 10, batch: int = 64
 ) -> Result:
     """Classifies the images or videos of a folder, whose subfolders are the classes, by frozen features.
 
-    Features are the tokens of `part`, "target_encoder" or "encoder", averaged over each image. Half of each class, drawn at
-    random, is the memory of the nearest neighbours (cosine, weighted votes) and trains the linear map (logistic regression); the
-    other half is the test. With subfolders `train` and `test`, which hold the classes, these are used. The encoder with random
-    weights is the one that the run of the checkpoint started from.
+    Features are the tokens of `part`, "target_encoder" (None: that, or the only encoder) or "encoder", averaged over each
+    image. Half of each class, drawn at random, is the memory of the nearest neighbours (cosine, weighted votes) and trains
+    the linear map (logistic regression); the other half is the test. With subfolders `train` and `test`, which hold the
+    classes, these are used. The encoder with random weights is the one that the run of the checkpoint started from.
 
     Raises:
         TrainError: no checkpoint of `train`; fewer than two classes, or a class with fewer than two images.
@@ -68,17 +68,20 @@ def probe(
     if "config" not in found:
         raise TrainError(f"{checkpoint} tells no configuration; probe takes checkpoints of `jepa-kernels train`")
     config = from_record(found["config"], str(checkpoint))
-    splits, names, skipped = _splits(data, config)
+    part = part or state.default_part(found)
+    if part not in found:
+        raise TrainError(f"{checkpoint} has no {part!r}; it has {', '.join(map(str, found))}")
+    splits, names, skipped = read_splits(data, config)
     model = build_model(config).eval()
-    random = _scores(getattr(model, part), splits, names, neighbours, batch)
+    random = score(getattr(model, part), splits, names, neighbours, batch)
     state.load_parts(model, found, str(checkpoint))
-    trained = _scores(getattr(model, part), splits, names, neighbours, batch)
+    trained = score(getattr(model, part), splits, names, neighbours, batch)
     test = splits[1][1]
     chance = float(torch.bincount(test, minlength=len(names)).max()) / len(test)
     return Result(trained, random, chance, len(names), len(splits[0][1]), len(test), skipped)
 
 
-def report(checkpoint: Path, data: Path, part: str, neighbours: int, batch: int, as_json: bool) -> str:
+def report(checkpoint: Path, data: Path, part: str | None, neighbours: int, batch: int, as_json: bool) -> str:
     """The result of `probe` as text for people, or as JSON."""
     result = probe(checkpoint, data, part, neighbours, batch)
     if as_json:
@@ -95,7 +98,7 @@ def report(checkpoint: Path, data: Path, part: str, neighbours: int, batch: int,
     return "\n".join(lines)
 
 
-def _splits(data: Path, config: Config) -> tuple[list[tuple[Tensor, Tensor]], list[str], int]:
+def read_splits(data: Path, config: Config) -> tuple[list[tuple[Tensor, Tensor]], list[str], int]:
     """(pixels, labels) of the training and of the test images, the classes' names, and how many files were unreadable."""
     given = [data / "train", data / "test"]
     folders = given if all(folder.is_dir() for folder in given) else [data]
@@ -135,7 +138,7 @@ def _pixels(file: Path, config: Config) -> Tensor:
         clip = read_video(file, model.num_frames, config.data.frame_step, model.img_size)
     else:
         clip = centred(read_image(file, None)[None], model.img_size).expand(model.num_frames, -1, -1, -1)
-    return clip[0] if model.family == "ijepa" else clip
+    return clip[0] if model.num_frames == 1 else clip
 
 
 def _half(labels: Tensor, seed: int) -> Tensor:
@@ -148,7 +151,10 @@ def _half(labels: Tensor, seed: int) -> Tensor:
     return chosen
 
 
-def _scores(encoder: nn.Module, splits: list[tuple[Tensor, Tensor]], names: list[str], neighbours: int, batch: int) -> Scores:
+def score(
+    encoder: nn.Module, splits: list[tuple[Tensor, Tensor]], names: list[str], neighbours: int = 10, batch: int = 64
+) -> Scores:
+    """The scores of a frozen encoder: see `probe`; `splits` and `names` are those of `read_splits`."""
     (train, train_labels), (test, test_labels) = ((_features(encoder, pixels, batch), labels) for pixels, labels in splits)
     mean, std = train.mean(dim=0), train.std(dim=0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std

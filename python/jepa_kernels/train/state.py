@@ -8,31 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models import Objective
 from ..optim import AdamWEMA, save_checkpoint
 from .config import Config, as_record, differing_keys, from_record
 from .distributed import World, gathered, shard_as
 from .errors import SaveError, TrainError
 
-PARTS = ("encoder", "predictor", "target_encoder")
 FILE = "checkpoint.pt"
 _SHOWN = 4  # differing keys of each kind that a message lists
 
 
 def save(
-    path: Path, step: int, config: Config, model: nn.Module, optimizer: AdamWEMA, skipped: Mapping[str, str], world: World
+    path: Path, step: int, config: Config, model: Objective, optimizer: AdamWEMA, skipped: Mapping[str, str], world: World
 ) -> None:
     """Writes what a run needs to go on after `step` steps; all processes must call it, the first writes.
 
-    Entries: `encoder`, `predictor`, `target_encoder` and `opt` as in the official checkpoints, then `step`, `config`,
-    `global_batch`, `rng` (torch's global generator) and `skipped`. Order of data, crops and masks follow from these.
+    Entries: the model's parts (`encoder`, `predictor`, `target_encoder` of a JEPA) and `opt` as in the official checkpoints,
+    then `step`, `config`, `global_batch`, `rng` (torch's global generator) and `skipped`. Order of data, crops and masks
+    follow from these.
 
     Raises:
         SaveError: the disk is full, or the folder cannot be written; the file of before is whole.
     """
     first = world.is_first
-    state: dict[str, Any] = {part: gathered(getattr(model, part).state_dict(), first) for part in PARTS}
+    state: dict[str, Any] = {part: gathered(getattr(model, part).state_dict(), first) for part in model.PARTS}
     state["opt"] = gathered(optimizer.state_dict(), first)
     state |= {
         "step": step,
@@ -74,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def resume(
-    path: Path, config: Config, model: nn.Module, optimizer: AdamWEMA, world: World
+    path: Path, config: Config, model: Objective, optimizer: AdamWEMA, world: World
 ) -> tuple[int, dict[str, str]]:
     """Loads the state that `save` wrote; returns the number of steps done and the files skipped so far.
 
@@ -94,14 +95,14 @@ def resume(
         raise TrainError(f"{path} was made with other settings: {'; '.join(changes)}; use those, or --init for a new run")
     load_parts(model, state, str(path))
     load_optimizer(optimizer, state["opt"])
-    assert optimizer.target is not None
-    optimizer.target.step = state["step"]
+    if optimizer.target is not None:
+        optimizer.target.step = state["step"]
     torch.set_rng_state(state["rng"])
     return state["step"], dict(state["skipped"])
 
 
-def load_parts(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> None:
-    """Loads encoder, predictor and target encoder, of a run or of an official checkpoint, whose prefixes are dropped.
+def load_parts(model: Objective, checkpoint: Mapping[str, Any], name: str) -> None:
+    """Loads a model's parts, of a run or of an official checkpoint, whose prefixes are dropped.
 
     Without a `target_encoder` the target becomes the encoder.
 
@@ -109,7 +110,7 @@ def load_parts(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> No
         TrainError: an entry is missing, or keys or shapes do not fit; they are listed, and nothing is loaded.
     """
     states = {}
-    for part in PARTS:
+    for part in model.PARTS:
         entry = checkpoint.get(part) or (checkpoint.get("encoder") if part == "target_encoder" else None)
         if not isinstance(entry, Mapping):
             raise TrainError(f"{name} has no {part!r}; it has {', '.join(map(str, checkpoint))}")
@@ -128,10 +129,9 @@ def load_parts(model: nn.Module, checkpoint: Mapping[str, Any], name: str) -> No
         kinds = (("missing", missing), ("not of this model", foreign), ("of another shape", reshaped))
         lists = "; ".join(_listed(what, keys) for what, keys in kinds if keys)
         raise TrainError(f"{name} is of another architecture: {lists}. Choose the configuration that it was made with")
-    with torch.no_grad():
-        for part, state in states.items():
-            for key, value in getattr(model, part).state_dict().items():
-                value.copy_(shard_as(state[key].to(value.dtype), value))
+    for part, state in states.items():
+        network = getattr(model, part)
+        network.load_state_dict({key: shard_as(state[key].to(value.dtype), value) for key, value in network.state_dict().items()})
 
 
 def _listed(what: str, keys: list[str]) -> str:
@@ -156,13 +156,22 @@ def load_optimizer(optimizer: AdamWEMA, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": cut})
 
 
-def initialise(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def initialise(model: Objective, path: str | os.PathLike[str]) -> None:
     """Starts from the weights of a checkpoint, of this command or a published one; raises TrainError as `read`, `load_parts`."""
     load_parts(model, read(path), str(path))
 
 
-def export(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], part: str = "target_encoder") -> int:
-    """Writes one network of a checkpoint as safetensors, under its bare keys; returns the number of tensors.
+def default_part(state: Mapping[str, Any]) -> str:
+    """The encoder that published evaluations use: the target's, or the only one."""
+    return "target_encoder" if "target_encoder" in state else "encoder"
+
+
+def export(
+    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], part: str | None = None
+) -> tuple[str, int]:
+    """Writes one network of a checkpoint, by default its target encoder or only encoder, as safetensors under its bare keys.
+
+    Returns the network's name and the number of tensors.
 
     Raises:
         TrainError: safetensors is not installed, the checkpoint cannot be read or has no such entry, or the file cannot be
@@ -176,6 +185,7 @@ def export(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], p
             "`pip install 'jepa-kernels[export]'`"
         ) from None
     state = read(checkpoint)
+    part = part or default_part(state)
     if part not in state:
         raise TrainError(f"{checkpoint} has no {part!r}; it has {', '.join(map(str, state))}")
     tensors = {_bare(key): value.contiguous() for key, value in state[part].items()}
@@ -183,4 +193,4 @@ def export(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], p
         save_file(tensors, str(output), metadata={"format": "pt", "part": part})
     except OSError as error:
         raise TrainError(f"{output} cannot be written: {error.strerror or error}") from None
-    return len(tensors)
+    return part, len(tensors)

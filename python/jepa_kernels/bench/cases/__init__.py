@@ -12,6 +12,7 @@ from . import (
     encoder,
     jepa_loss,
     masked_attention,
+    objectives,
     patch_embed,
     patch_embed_pair,
     sigreg,
@@ -21,7 +22,7 @@ from . import (
 from .base import Case, Provider, Setting, Work
 from .own import load_cases, model_case
 
-WHOLE = ("train_step", "model", "encoder")  # operators whose cases are whole steps or models
+WHOLE = ("train_step", "objectives", "model", "encoder")  # operators whose cases are whole steps or models
 
 __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_cases", "model_case", "select"]
 
@@ -29,7 +30,8 @@ __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_ca
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
     operators = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg)
-    return [case for module in (*operators, encoder, train_step, train_step_ijepa) for case in module.cases()]
+    whole = (encoder, train_step, train_step_ijepa, objectives)
+    return [case for module in (*operators, *whole) for case in module.cases()]
 
 
 def select(cases: Sequence[Case], patterns: Sequence[str]) -> list[Case]:

@@ -53,7 +53,8 @@ class MultiLevelEncoder(VisionTransformer):
     Source: V-JEPA 2.1 (Mur-Labadia et al., 2026), from its description; names of parameters that V-JEPA 2 lacks are ours.
 
     Example:
-        >>> encoder = MultiLevelEncoder(levels=(1, 2), img_size=32, num_frames=4, embed_dim=48, depth=2, num_heads=2, use_rope=True)
+        >>> sizes = {"img_size": 32, "num_frames": 4, "embed_dim": 48, "depth": 2, "num_heads": 2}
+        >>> encoder = MultiLevelEncoder(levels=(1, 2), use_rope=True, **sizes)
         >>> encoder(torch.zeros(1, 3, 32, 32)).shape, encoder(torch.zeros(1, 3, 4, 32, 32)).shape
         (torch.Size([1, 4, 48]), torch.Size([1, 8, 48]))
     """
@@ -124,12 +125,15 @@ class MultiLevelPredictor(VisionTransformerPredictor):
     `VisionTransformerPredictor`; `predictor_proj` to L D.
 
     Example:
-        >>> predictor = MultiLevelPredictor(2, img_size=32, num_frames=4, embed_dim=64, predictor_embed_dim=48, depth=1, num_heads=2)
+        >>> sizes = {"img_size": 32, "num_frames": 4, "embed_dim": 64, "predictor_embed_dim": 48, "depth": 1, "num_heads": 2}
+        >>> predictor = MultiLevelPredictor(2, **sizes)
         >>> predictor.predictor_proj.out_features
         128
     """
 
-    def __init__(self, num_levels: int, *, embed_dim: int, predictor_embed_dim: int, init_std: float = 0.02, **options: Any) -> None:
+    def __init__(
+        self, num_levels: int, *, embed_dim: int, predictor_embed_dim: int, init_std: float = 0.02, **options: Any
+    ) -> None:
         super().__init__(embed_dim=embed_dim, predictor_embed_dim=predictor_embed_dim, init_std=init_std, **options)
         fuse = [Linear(num_levels * embed_dim, embed_dim), Linear(embed_dim, predictor_embed_dim)]
         self.predictor_embed = nn.Sequential(fuse[0], nn.GELU(), fuse[1])  # type: ignore[assignment]
@@ -168,7 +172,8 @@ class VJEPA21(JointEmbedding):
     Source: V-JEPA 2.1 (Mur-Labadia et al., 2026), from its description.
 
     Example:
-        >>> model = build_vjepa21("vit_tiny", img_size=32, num_frames=4, pred_depth=1, encoder={"depth": 2}, levels=(1, 2), seed=0)
+        >>> sizes = {"img_size": 32, "num_frames": 4, "pred_depth": 1, "encoder": {"depth": 2}}
+        >>> model = build_vjepa21("vit_tiny", levels=(1, 2), seed=0, **sizes)
         >>> image = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
         >>> loss, stats = model(image, [torch.tensor([[0, 1]])], [torch.tensor([[2, 3]])])
         >>> loss.shape, stats["target_tokens"]
@@ -263,7 +268,7 @@ class VJEPA21(JointEmbedding):
 
 
 def distances(context: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
-    """How far each context token (B, K) is from the nearest target (B, K') of its sample, in tokens of a grid of rows and columns.
+    """How far each context token (B, K) is from the nearest target (B, K') of its sample, in tokens; `grid` is (rows, columns).
 
     >>> distances(torch.tensor([[0, 3]]), torch.tensor([[1]]), (2, 2))
     tensor([[1., 1.]])

@@ -84,11 +84,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Head:
-    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their, MAE's and V-JEPA 2.1's losses; each reads its own.
+    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their losses, MAE's and V-JEPA 2.1's; each reads its own.
 
     `hidden_dim` is the width of the projector's layers and `out_dim` that of the embeddings, of DINO's bottleneck.
-    `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1. `levels`: after how many blocks
-    V-JEPA 2.1 takes its outputs, () for each quarter; `context_weight` of its visible tokens, from 0 over `context_warmup_epochs`.
+    `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1.
+    `levels`: after how many blocks V-JEPA 2.1 takes its outputs, () for each quarter; `context_weight` is that of its visible
+    tokens, which rises from 0 over `context_warmup_epochs`.
     """
 
     hidden_dim: int = 2048

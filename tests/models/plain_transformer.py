@@ -35,12 +35,29 @@ def norm(state, name, x):
     return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], 1e-6)
 
 
-def blocks(state, prefix, x, heads):
+def rotated(x, positions):
+    """V-JEPA 2's rotary embedding: x (B, H, N, d), positions (B, N, 3); neighbouring channels are partners, and the frequencies
+    run twice over each axis' channels."""
+    half = x.shape[-1] // 3 // 2
+    omega = 10000.0 ** -(torch.arange(half).double() / half)
+    y = x.clone()
+    for axis in range(3):
+        begin, end = 2 * half * axis, 2 * half * (axis + 1)
+        angle = (positions[:, None, :, axis, None].double() * omega).tile(2)
+        even, odd = x[..., begin:end:2], x[..., begin + 1 : end : 2]
+        y[..., begin:end:2] = even * angle[..., ::2].cos() - odd * angle[..., ::2].sin()
+        y[..., begin + 1 : end : 2] = odd * angle[..., 1::2].cos() + even * angle[..., 1::2].sin()
+    return y
+
+
+def blocks(state, prefix, x, heads, positions=None, layers=None):
     depth = len({name.split(".")[1] for name in state if name.startswith(prefix + ".")})
-    for layer in range(depth):
+    for layer in range(depth) if layers is None else layers:
         name = f"{prefix}.{layer}"
         q, k, v = linear(state, f"{name}.attn.qkv", norm(state, f"{name}.norm1", x)).unflatten(-1, (3, heads, -1)).unbind(2)
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        if positions is not None:
+            q, k = rotated(q, positions), rotated(k, positions)
         weights = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1)
         x = x + linear(state, f"{name}.attn.proj", (weights @ v).transpose(1, 2).flatten(2))
         x = x + linear(state, f"{name}.mlp.fc2", F.gelu(linear(state, f"{name}.mlp.fc1", norm(state, f"{name}.norm2", x))))

@@ -1,4 +1,4 @@
-"""The thin reference models: I-JEPA, V-JEPA and V-JEPA 2, LeJEPA, DINO, VICReg and MAE, as compositions of this package's
+"""The thin reference models: I-JEPA, V-JEPA, V-JEPA 2 and 2.1, LeJEPA, DINO, VICReg and MAE, as compositions of this package's
 operators."""
 
 from .ac_predictor import VisionTransformerPredictorAC
@@ -16,6 +16,7 @@ from .views import encode_views
 from .vision_transformer import VisionTransformer, build_encoder
 from .vjepa import VJEPA, build_vjepa
 from .vjepa2 import VJEPA2, build_vjepa2, channels_first
+from .vjepa2_1 import VJEPA21, MultiLevelEncoder, MultiLevelPredictor, build_vjepa21
 from .wrappers import MultiSeqWrapper, PredictorMultiSeqWrapper
 
 __all__ = [
@@ -25,12 +26,15 @@ __all__ = [
     "MAE",
     "VJEPA",
     "VJEPA2",
+    "VJEPA21",
     "ACLosses",
     "DINOHead",
     "EncoderSize",
     "IJEPAPredictor",
     "LeJEPA",
     "MAEDecoder",
+    "MultiLevelEncoder",
+    "MultiLevelPredictor",
     "MultiSeqWrapper",
     "Objective",
     "PredictorMultiSeqWrapper",
@@ -47,6 +51,7 @@ __all__ = [
     "build_vicreg",
     "build_vjepa",
     "build_vjepa2",
+    "build_vjepa21",
     "channels_first",
     "encode_views",
     "encoder_size",

@@ -39,9 +39,10 @@ class JointEmbedding(Objective):
         h = self.target_encoder(x, tokens=tokens)  # ends in the affine LayerNorm of the encoder
         return normalised(h)
 
-    def embed_and_encode(self, x: Tensor, masks_enc: Sequence[Mask]) -> tuple[Tensor, Tensor]:
-        """The targets (B, N, D), and the encoded context of all masks, packed (total, D). Dense masks read the pixels once."""
-        grid, own, target = self.encoder.grid(x), self.encoder.patch_embed, self.target_encoder.patch_embed
+    def embed(self, x: Tensor, masks_enc: Sequence[Mask]) -> tuple[Tensor, Tensor]:
+        """Patch embeddings: of all tokens by the target (B, N, D), and of all masks by the encoder, packed (total, D). Dense
+        masks read the pixels once."""
+        grid, own, target = self.encoder.grid(x), self.encoder.tokenizer(x), self.target_encoder.tokenizer(x)
         positions, target_positions = self.encoder.positions(grid), self.target_encoder.positions(grid)
         uint8 = x.dtype == torch.uint8  # floating-point pixels have been normalised
         statistics: dict[str, Any] = {"mean": own.mean if uint8 else None, "std": own.std if uint8 else None}
@@ -57,11 +58,14 @@ class JointEmbedding(Objective):
                 context_pos_embed=positions,
                 **statistics,
             )
-            tokens = torch.cat([part.flatten(0, 1) for part in kept])
-        else:
-            every = target(x, pos_embed=target_positions)
-            tokens = torch.cat([own(x, keep=mask, pos_embed=positions) for mask in masks_enc])
-        return self.targets(x, every), encode(self.encoder, tokens, masks_enc, grid[1:])
+            return every, torch.cat([part.flatten(0, 1) for part in kept])
+        every = target(x, pos_embed=target_positions)
+        return every, torch.cat([own(x, keep=mask, pos_embed=positions) for mask in masks_enc])
+
+    def embed_and_encode(self, x: Tensor, masks_enc: Sequence[Mask]) -> tuple[Tensor, Tensor]:
+        """The targets (B, N, D), and the encoded context of all masks, packed (total, D)."""
+        every, tokens = self.embed(x, masks_enc)
+        return self.targets(x, every), encode(self.encoder, tokens, masks_enc, self.encoder.grid(x)[1:])
 
     def pair(self) -> tuple[nn.Module, nn.Module]:
         return self.encoder, self.target_encoder

@@ -35,6 +35,9 @@ class Objective(nn.Module):
         """The online module and the target that follows it; None for an objective without a target."""
         return None
 
+    def begin_step(self, epoch: float) -> None:
+        """Told before each step of the training command how many epochs are done; for losses that change over a run."""
+
     def update_target(self, momentum: float) -> None:
         """One step of the target towards the online module, where there is a target."""
 

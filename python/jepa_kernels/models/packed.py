@@ -76,6 +76,24 @@ def predict(
     `mask_tokens` is (total targets, width), or broadcasts to it; no mask has more than `num_tokens`.
     Sequence s of the blocks is context s, then targets s.
     """
+    both, _, target_places = _mixed(predictor, x, contexts, masks, mask_tokens, num_tokens)
+    # LayerNorm acts on each token alone, so only the tokens that leave are normalised.
+    return predictor.predictor_proj(predictor.predictor_norm(both[target_places]))
+
+
+def predict_both(
+    predictor: Any, x: Tensor, contexts: Sequence[Mask], masks: Sequence[Mask], mask_tokens: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The same for context tokens, too: what the predictor makes of those, then of the targets."""
+    both, context_places, target_places = _mixed(predictor, x, contexts, masks, mask_tokens, num_tokens)
+    predicted = predictor.predictor_proj(predictor.predictor_norm(both))
+    return predicted[context_places], predicted[target_places]
+
+
+def _mixed(
+    predictor: Any, x: Tensor, contexts: Sequence[Mask], masks: Sequence[Mask], mask_tokens: Tensor, num_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All tokens after the predictor's blocks, and the places of context and target tokens among them."""
     context, target = pack(contexts), pack(masks)
     x, targets = predictor.predictor_embed(x), mask_tokens.expand(target.ids.shape[0], -1)
     table = predictor.predictor_pos_embed
@@ -92,8 +110,7 @@ def predict(
     length = longest(contexts, num_tokens) + longest(masks, num_tokens)
     sequences = Ragged(context.cu_seqlens + target.cu_seqlens, length)
     both = run_blocks(predictor.predictor_blocks, both, rope, predictor.use_activation_checkpointing, sequences)
-    # LayerNorm acts on each token alone, so only the tokens that leave are normalised.
-    return predictor.predictor_proj(predictor.predictor_norm(both[target_places]))
+    return both, context_places, target_places
 
 
 def _places(context: RaggedIds, target: RaggedIds) -> tuple[Tensor, Tensor]:

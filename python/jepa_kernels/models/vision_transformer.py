@@ -145,6 +145,10 @@ class VisionTransformer(nn.Module):
         rows = patch_count("height", x.shape[-2], "patch_size", self.patch_size)
         return depth, rows, patch_count("width", x.shape[-1], "patch_size", self.patch_size)
 
+    def tokenizer(self, x: Tensor) -> PatchEmbed | PatchEmbed3D:
+        """The patch embedding that these pixels go through."""
+        return self.patch_embed
+
     def positions(self, grid: tuple[int, int, int]) -> Tensor | None:
         """The position table for a grid of tokens; None with RoPE."""
         depth, rows, columns = grid

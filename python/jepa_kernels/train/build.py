@@ -17,6 +17,7 @@ from ..models import (
     build_vicreg,
     build_vjepa,
     build_vjepa2,
+    build_vjepa21,
     channels_first,
     images_channels_first,
 )
@@ -58,6 +59,11 @@ def _over_masks(config: Config, shared: dict[str, Any]) -> Objective:
         return build_vjepa(model.encoder, loss_exp=model.loss_exp, **heads, **clip, **shared)
     if model.family == "vjepa2":
         return build_vjepa2(model.encoder, **heads, **clip, **shared)
+    if model.family == "vjepa2.1":
+        return build_vjepa21(
+            model.encoder, levels=config.head.levels or None, context_weight=config.head.context_weight,
+            context_warmup_epochs=config.head.context_warmup_epochs, **heads, **clip, **shared,
+        )  # fmt: skip
     return build_mae(model.encoder, normalize_patches=config.head.normalize_patches, **heads, **clip, **shared)
 
 

@@ -17,7 +17,7 @@ from ..nn import NORMALIZATIONS
 from .errors import TrainError
 
 IMAGE_FAMILIES = ("ijepa", "lejepa", "dino", "vicreg", "mae")
-FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "videomae")
+FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "vjepa2.1", "videomae")
 JEPA_FAMILIES = ("ijepa", "vjepa", "vjepa2")
 VIEW_FAMILIES = ("lejepa", "dino", "vicreg")  # those whose loss compares views of an image
 _PACKAGED = "jepa_kernels.train.configs"
@@ -84,10 +84,12 @@ class Views:
 
 @dataclass(frozen=True)
 class Head:
-    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their and MAE's losses; each reads its own.
+    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their losses, MAE's and V-JEPA 2.1's; each reads its own.
 
     `hidden_dim` is the width of the projector's layers and `out_dim` that of the embeddings, of DINO's bottleneck.
     `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1.
+    `levels`: after how many blocks V-JEPA 2.1 takes its outputs, () for each quarter; `context_weight` is that of its visible
+    tokens, which rises from 0 over `context_warmup_epochs`.
     """
 
     hidden_dim: int = 2048
@@ -100,6 +102,9 @@ class Head:
     centre_momentum: float = 0.9
     vicreg_weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
     normalize_patches: bool = True
+    levels: tuple[int, ...] = ()
+    context_weight: float = 0.5
+    context_warmup_epochs: float = 0.0
 
 
 @dataclass(frozen=True)

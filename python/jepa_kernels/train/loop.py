@@ -119,6 +119,7 @@ class Trainer:
             group["lr"] = self.schedules.lr(number)
         for place in self._decayed:
             self.optimizer.param_groups[place]["weight_decay"] = self.schedules.weight_decay(number)
+        self.model.begin_step(number / self.schedules.steps_per_epoch)
         loss, stats = train_step(
             self.network,
             batch.inputs,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 
 import pytest
 import torch
@@ -65,8 +64,8 @@ def test_compiled_module_does_not_recompile():
             torch.testing.assert_close(compiled(x), eager(x))
 
 
-def _joined_batch(rank: int, port: int, sizes: list[int], backend: str, results: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=len(sizes))
+def _joined_batch(rank: int, sizes: list[int], backend: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{results}/store", rank=rank, world_size=len(sizes))
     torch.set_num_threads(1)
     x = torch.randn(2, sum(sizes), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     start = sum(sizes[:rank])
@@ -81,10 +80,7 @@ def _joined_batch(rank: int, port: int, sizes: list[int], backend: str, results:
 @pytest.mark.parametrize("sizes", [[24, 24], [30, 11]])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_two_processes_equal_one_with_the_joined_batch(tmp_path, sizes, backend):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_joined_batch, (port, sizes, backend, str(tmp_path)), nprocs=len(sizes))
+    mp.spawn(_joined_batch, (sizes, backend, str(tmp_path)), nprocs=len(sizes))
     parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(len(sizes))]
     x = (
         torch.randn(2, sum(sizes), 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -84,7 +84,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Head:
-    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of their losses, MAE's and V-JEPA 2.1's; each reads its own.
+    """What LeJEPA, DINO and VICReg put on the encoder, and the numbers of all losses but V-JEPA 2's; each reads its own.
 
     `hidden_dim` is the width of the projector's layers and `out_dim` that of the embeddings, of DINO's bottleneck.
     `normalize_patches`: MAE reconstructs the pixels of each patch at mean 0 and variance 1.

@@ -16,7 +16,7 @@ from .views import encode_views
 from .vision_transformer import VisionTransformer, build_encoder
 from .vjepa import VJEPA, build_vjepa
 from .vjepa2 import VJEPA2, build_vjepa2, channels_first
-from .vjepa2_1 import VJEPA21, MultiLevelEncoder, MultiLevelPredictor, build_vjepa21
+from .vjepa21 import VJEPA21, MultiLevelEncoder, MultiLevelPredictor, build_vjepa21
 from .wrappers import MultiSeqWrapper, PredictorMultiSeqWrapper
 
 __all__ = [

@@ -59,7 +59,7 @@ def _over_masks(config: Config, shared: dict[str, Any]) -> Objective:
         return build_vjepa(model.encoder, loss_exp=model.loss_exp, **heads, **clip, **shared)
     if model.family == "vjepa2":
         return build_vjepa2(model.encoder, **heads, **clip, **shared)
-    if model.family == "vjepa2.1":
+    if model.family == "vjepa21":
         return build_vjepa21(
             model.encoder, levels=config.head.levels or None, context_weight=config.head.context_weight,
             context_warmup_epochs=config.head.context_warmup_epochs, **heads, **clip, **shared,

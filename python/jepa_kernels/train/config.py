@@ -17,7 +17,7 @@ from ..nn import NORMALIZATIONS
 from .errors import TrainError
 
 IMAGE_FAMILIES = ("ijepa", "lejepa", "dino", "vicreg", "mae")
-FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "vjepa2.1", "videomae")
+FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "vjepa21", "videomae")
 JEPA_FAMILIES = ("ijepa", "vjepa", "vjepa2")
 VIEW_FAMILIES = ("lejepa", "dino", "vicreg")  # those whose loss compares views of an image
 _PACKAGED = "jepa_kernels.train.configs"

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import jepa_kernels as jk
 from jepa_kernels.models import build_vjepa21, make_adamw_ema, make_optimizer, train_step
-from jepa_kernels.models.vjepa2_1 import distances
+from jepa_kernels.models.vjepa21 import distances
 
 from . import plain_transformer as plain
 

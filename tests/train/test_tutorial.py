@@ -33,5 +33,5 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
             without = command == "export" and importlib.util.find_spec("safetensors") is None
             assert code == (2 if without else 0), f"{line}\n{capsys.readouterr().err}"
             ran.append(command)
-    assert ran == ["train", "train", "probe", "train", "train", "train", "export"]
+    assert ran == ["train", "train", "probe", "train", "train", "train", "train", "export"]
     assert names["features"].shape == (1, 64, 48) and names["loss"] > 0

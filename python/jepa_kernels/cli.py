@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_patch_report(commands)
     train_command.add(commands)
     _add_plan(commands)
+    _add_surprise(commands)
     bench = commands.add_parser("bench", help="measure against PyTorch and write a report")
     actions = bench.add_subparsers(dest="action", required=True)
     _add_doctor(actions)
@@ -93,6 +94,12 @@ def _add_plan(commands: Any) -> None:
     planning = commands.add_parser("plan", help="let a world model choose actions, in an environment or between two images")
     command.add_arguments(planning)
     planning.set_defaults(handler=_plan)
+
+
+def _add_surprise(commands: Any) -> None:
+    from .surprise import command
+
+    command.add(commands)
 
 
 def _add_list(actions: Any) -> None:

@@ -28,7 +28,7 @@ _TRIES = 10_000
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see: an object, its start, and perhaps a pillar in front of which nothing passes.
+    """What there is to see: an object, its start, and perhaps a pillar behind which it passes.
 
     `rolls` says whether the object moves on the ground or is thrown. `occluder` is the centre of the one thing in front."""
 
@@ -46,13 +46,11 @@ class Scene:
 class Pair:
     """Two clips (T, size, size, 3) uint8 that are equal up to `frame`, where the impossible one breaks a rule.
 
-    `kind` is one of `KINDS`. `hidden` says that the object is wholly behind the occluder at that frame, so that nothing jumps
-    before one's eyes."""
+    `kind` is one of `KINDS`."""
 
     possible: Clip
     impossible: Clip
     kind: str
-    hidden: bool
     frame: int
 
 
@@ -73,12 +71,12 @@ def possible_clip(seed: int, frames: int = 32, size: int = 32) -> Clip:
     return render(scene, path(scene, frames), [scene.shape] * frames, size)
 
 
-def clip_pair(seed: int, kind: str, hidden: bool = False, frames: int = 32, size: int = 32) -> Pair:
+def clip_pair(seed: int, kind: str, frames: int = 32, size: int = 32) -> Pair:
     """A possible and an impossible clip of one scene, equal until the violation.
 
     From a frame on the object is gone ("vanish"), moves on 0.3 to 0.6 of a picture further left or right ("teleport"), has
     another outline ("reshape"), or stops falling and drifts on at its height ("float"). The frame is drawn from those in which
-    the object is whole in the picture, clear of the occluder or, with `hidden`, behind it.
+    the object is whole in the picture and clear of the occluder, so that the violation can be seen.
 
     Raises:
         ValueError: an unknown kind, fewer than 20 frames, a picture of less than 8 pixels.
@@ -94,15 +92,15 @@ def clip_pair(seed: int, kind: str, hidden: bool = False, frames: int = 32, size
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     if frames < 2 * EDGE_FRAMES + 4:
         raise ValueError(f"a pair needs at least {2 * EDGE_FRAMES + 4} frames; got {frames}")
-    rng = np.random.default_rng([seed, 1, KINDS.index(kind), int(hidden)])
+    rng = np.random.default_rng([seed, 1, KINDS.index(kind)])
     for _ in range(_TRIES):
-        occluded = hidden or bool(rng.random() < 0.5)
+        occluded = bool(rng.random() < 0.5)
         scene = _draw_scene(rng, rolls=kind != "float" and bool(rng.random() < 0.5), occluded=occluded)
         places = path(scene, frames)
-        broken, shapes, frame = _violated(rng, scene, places, kind, hidden)
+        broken, shapes, frame = _violated(rng, scene, places, kind)
         if frame:
             possible = render(scene, places, [scene.shape] * frames, size)
-            return Pair(possible, render(scene, broken, shapes, size), kind, hidden, frame)
+            return Pair(possible, render(scene, broken, shapes, size), kind, frame)
     raise AssertionError(f"no scene for {kind} in {_TRIES} draws")  # a matter of the constants above, not of arguments
 
 
@@ -183,13 +181,11 @@ def _draw_scene(rng: np.random.Generator, rolls: bool, occluded: bool) -> Scene:
     return replace(scene, occluder=rng.uniform(0.45, 0.55)) if occluded else scene
 
 
-def _violated(
-    rng: np.random.Generator, scene: Scene, places: Array, kind: str, hidden: bool
-) -> tuple[Array, list[str], int]:
+def _violated(rng: np.random.Generator, scene: Scene, places: Array, kind: str) -> tuple[Array, list[str], int]:
     """Places and outlines of the impossible clip, and the frame of the violation; frame 0 if the scene offers none."""
     frames = len(places)
     broken, shapes = places.copy(), [scene.shape] * frames
-    fit = [frame for frame in range(EDGE_FRAMES, frames - EDGE_FRAMES) if _fits(scene, places[frame], hidden)]
+    fit = [frame for frame in range(EDGE_FRAMES, frames - EDGE_FRAMES) if _fits(scene, places[frame])]
     if kind == "float":
         fit = [frame for frame in fit if places[frame, 1] < GROUND - RADIUS - LEAST_FALL]
     if not fit:
@@ -204,19 +200,16 @@ def _violated(
         broken[frame:, 1] = places[frame, 1]
     else:
         broken[frame:, 0] += rng.uniform(*JUMP) * (1.0 if rng.random() < 0.5 else -1.0)
-        if not _fits(scene, broken[frame], False):
+        if not _fits(scene, broken[frame]):
             return broken, shapes, 0
     return broken, shapes, frame
 
 
-def _fits(scene: Scene, place: Array, hidden: bool) -> bool:
-    """Whole in the picture, and clear of the occluder or wholly behind it."""
+def _fits(scene: Scene, place: Array) -> bool:
+    """Whole in the picture, and clear of the occluder."""
     if not (RADIUS <= place[0] <= 1.0 - RADIUS and RADIUS <= place[1]):
         return False
-    if scene.occluder is None:
-        return not hidden
-    away = abs(place[0] - scene.occluder)
-    return away <= OCCLUDER_WIDTH / 2 - RADIUS if hidden else away >= OCCLUDER_WIDTH / 2 + RADIUS
+    return scene.occluder is None or bool(abs(place[0] - scene.occluder) >= OCCLUDER_WIDTH / 2 + RADIUS)
 
 
 def _check(frames: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The commands `jepa-kernels surprise`, which scores videos, and `surprise-clips`, which writes clips to train on and to score."""
+"""The commands `jepa-kernels surprise`, which scores videos, and `surprise-clips`, which writes such clips."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def add(commands: Any) -> None:
     scoring.add_argument("--frame-step", type=int, default=1, metavar="N", help="take every N-th frame (default 1)")
     scoring.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     scoring.set_defaults(handler=_score)
-    clips = commands.add_parser("surprise-clips", help="write generated clips as videos: possible ones, or pairs with impossible ones")
+    clips = commands.add_parser(
+        "surprise-clips", help="write generated clips as videos: possible, or pairs with impossible ones"
+    )
     clips.add_argument("output", type=Path, metavar="DIR")
     clips.add_argument("--count", type=int, required=True, metavar="N", help="clips, or pairs of every kind")
     clips.add_argument("--pairs", action="store_true", help="pairs: an object vanishes, teleports, changes shape or floats")

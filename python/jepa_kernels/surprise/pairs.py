@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from ..models import VJEPA2
-from .scenes import Clip, Pair, clip_pair
+from .scenes import Clip, Pair
 from .score import AGGREGATES, surprise
 from .windows import Windows
 

@@ -207,7 +207,7 @@ def _violated(rng: np.random.Generator, scene: Scene, places: Array, kind: str) 
 
 def _fits(scene: Scene, place: Array) -> bool:
     """Whole in the picture, and clear of the occluder."""
-    if not (RADIUS <= place[0] <= 1.0 - RADIUS and RADIUS <= place[1]):
+    if not (RADIUS <= place[0] <= 1.0 - RADIUS and place[1] >= RADIUS):
         return False
     return scene.occluder is None or bool(abs(place[0] - scene.occluder) >= OCCLUDER_WIDTH / 2 + RADIUS)
 

@@ -91,8 +91,8 @@ def surprise(model: VJEPA2, frames: Tensor, windows: Windows | None = None, *, b
     rows = []
     for first in range(0, len(starts), batch_windows):
         chosen = [start // tubelet for start in starts[first : first + batch_windows]]
-        parts = (gather_windows(part, chosen, windows.length // tubelet) for part in (own, target))
-        rows.append(score_windows(model, *parts, windows).cpu())
+        some_own, some_target = (gather_windows(part, chosen, windows.length // tubelet) for part in (own, target))
+        rows.append(score_windows(model, some_own, some_target, windows).cpu())
     return Surprise(torch.cat(rows), starts, windows)
 
 

@@ -10,13 +10,14 @@ import torch
 from jepa_kernels.bench import eager_ijepa
 from jepa_kernels.bench.cases import train_step_ijepa as cases
 from jepa_kernels.bench.cases.base import Setting
+from jepa_kernels.bench.cases.training_steps import FLOOR, StepInputs
 from jepa_kernels.bench.video import Clip
 
 CPU = torch.device("cpu")
 STEPS = 6
 
 
-def inputs_of(dtype: str, **changes) -> cases.StepInputs:
+def inputs_of(dtype: str, **changes) -> StepInputs:
     frames = torch.randint(0, 256, (4, 96, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     shape = cases.Shape("vit_tiny", 1, 2, 96, predictor_dim=96, predictor_depth=1, predictor_heads=3, patch=8)
     return cases._inputs(replace(shape, **changes), dtype, Setting(0, CPU, lambda: Clip(frames, "noise")))
@@ -28,13 +29,13 @@ def test_steps_agree_within_the_error_of_the_official_form(dtype):
     exact, official, ours = (
         torch.stack([step().double() for _ in range(STEPS)])
         for step in (
-            cases._eager_setup(inputs, double=True),
-            cases._eager_setup(inputs),
-            cases._kernel_setup(inputs),
+            cases.FAMILY.eager_setup(inputs, double=True),
+            cases.FAMILY.eager_setup(inputs),
+            cases.FAMILY.kernel_setup(inputs),
         )
     )
     assert exact[-1] < exact[0]  # steps that change nothing would agree, too
-    allowed = 2 * (official - exact).abs().max() + cases.FLOOR[dtype] * exact.max()
+    allowed = 2 * (official - exact).abs().max() + FLOOR[dtype] * exact.max()
     assert (ours - exact).abs().max() <= allowed
 
 

@@ -20,7 +20,7 @@ from .. import work as formulas
 from ..correctness import Tolerance
 from ..providers import kernel_providers
 from .base import Case, Provider, Setting, Work
-from .train_step import FLOOR
+from .training_steps import FLOOR
 
 OPERATORS = ("patch_embed", "masked_attention", "jepa_loss", "adamw_ema")
 IMAGES = ("ijepa", "lejepa", "dino", "vicreg", "mae")

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from ...models.configs import MOMENTUM
 from .. import eager_vjepa2 as eager
 from .. import work as formulas
-from ..correctness import Tolerance
-from ..providers import kernel_providers
-from .base import Case, Provider, Setting, Work
-
-OPERATORS = ("patch_embed", "patch_embed_pair", "masked_attention", "jepa_loss", "adamw_ema")
-CHECKED_STEPS = 3
-# The loss is one number, and PyTorch's own error in it can be small by luck: allow about one rounding of the dtype.
-FLOOR = {"bf16": 2.0**-8, "fp32": 2.0**-18}
+from .base import Case, Setting, Work
+from .training_steps import Family, StepInputs
 
 
 @dataclass(frozen=True)
@@ -40,23 +31,6 @@ class Shape:
     @property
     def grid(self) -> tuple[int, int, int]:
         return self.frames // self.tubelet, self.size // self.patch, self.size // self.patch
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """uint8 clips (B, T, H, W, 3), the masks, and the weights that every provider starts from."""
-
-    clips: Tensor
-    masks_enc: list[Tensor]
-    masks_pred: list[Tensor]
-    state: dict[str, Tensor]
-    config: eager.EagerConfig
-    shape: Shape
-    dtype: str
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.dtype == "bf16" else None
 
 
 def _build(shape: Shape, seed: int) -> Any:
@@ -80,8 +54,6 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
     from ... import masks, models
 
     size = models.encoder_size(shape.encoder)
-    sampler = masks.MultiBlockMask3D(shape.grid, generator=setting.generator())
-    context, target = sampler(shape.batch)
     config = eager.EagerConfig(
         dim=size.embed_dim,
         depth=shape.depth,
@@ -94,16 +66,9 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
         predictor_heads=shape.predictor_heads,
         mlp_ratio=size.mlp_ratio,
     )
-    device = setting.device
-    return StepInputs(
-        clips=setting.clip().cut(shape.batch, shape.frames, shape.size).to(device),
-        masks_enc=[m.to(device) for m in context],
-        masks_pred=[m.to(device) for m in target],
-        state={k: v.detach().clone() for k, v in _build(shape, setting.seed).state_dict().items()},
-        config=config,
-        shape=shape,
-        dtype=dtype,
-    )
+    drawn = masks.MultiBlockMask3D(shape.grid, generator=setting.generator())(shape.batch)
+    clips = setting.clip().cut(shape.batch, shape.frames, shape.size)
+    return FAMILY.inputs(shape, dtype, setting, clips, drawn, config)
 
 
 def _work(inputs: StepInputs) -> Work:
@@ -132,100 +97,12 @@ def _work(inputs: StepInputs) -> Work:
     return Work(flops, 28 * trained + formulas.ema_bytes(encoder), batch, batch * tokens)
 
 
-def _kernel_setup(inputs: StepInputs) -> Callable[[], Tensor]:
-    from ... import models
-
-    model = _build(inputs.shape, 0)
-    model.load_state_dict(inputs.state)
-    model.to(inputs.clips.device)
-    optimizer = models.make_adamw_ema(model, shadow_dtype=inputs.autocast)
-
-    def step() -> Tensor:
-        loss, _ = models.train_step(
-            model,
-            inputs.clips,
-            inputs.masks_enc,
-            inputs.masks_pred,
-            optimizer,
-            autocast_dtype=inputs.autocast,
-        )
-        return loss
-
-    return step
-
-
-def _eager_setup(
-    inputs: StepInputs, *, double: bool = False, fused: bool = False, compiled: bool = False
-) -> Callable[[], Tensor]:
-    from ...models import configs
-
-    model = eager.EagerVJEPA2(inputs.config)
-    model.load_state_dict(inputs.state)
-    model.to(inputs.clips.device, torch.float64 if double else torch.float32)
-    if compiled:
-        model.compile(dynamic=False)
-    optimizer = model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY, fused=fused)
-    return partial(
-        eager.train_step,
-        model,
-        inputs.clips,
-        inputs.masks_enc,
-        inputs.masks_pred,
-        optimizer,
-        mean=torch.tensor(configs.PIXEL_MEAN, dtype=torch.float64, device=inputs.clips.device),
-        std=torch.tensor(configs.PIXEL_STD, dtype=torch.float64, device=inputs.clips.device),
-        momentum=configs.MOMENTUM,
-        autocast_dtype=None if double else inputs.autocast,
-    )
-
-
-def run(step: Callable[[], Tensor]) -> Tensor:
-    """A provider's call: one step, and its loss."""
-    return step()
-
-
-def losses(step: Callable[[], Tensor], first: Tensor) -> list[Tensor]:
-    """Losses of the first steps: the later ones depend on gradients, optimiser and target update."""
-    return [torch.stack([first, *(step() for _ in range(CHECKED_STEPS - 1))])]
-
-
-def _eager_losses(inputs: StepInputs, *, double: bool = False) -> list[Tensor]:
-    step = _eager_setup(inputs, double=double)
-    return losses(step, step())
-
-
-def _eager_provider(name: str, about: str, *, fused: bool = False, compiled: bool = False) -> Provider:
-    setup = partial(_eager_setup, fused=fused, compiled=compiled)
-    return Provider(name, run, setup, outputs=losses, about=about)
-
-
-def _providers(compiled: bool, device: torch.device) -> list[Provider]:
-    found = [
-        *kernel_providers(OPERATORS, device, run, setup=_kernel_setup, outputs=losses),
-        _eager_provider("torch-eager", "eager, in the official form"),
-        _eager_provider("torch-eager-fused", "the same, AdamW(fused=True)", fused=True),
-    ]
-    if compiled:
-        found.append(_eager_provider("torch-compile", "model compiled, AdamW(fused=True)", fused=True, compiled=True))
-    return found
+FAMILY = Family(_build, eager.EagerVJEPA2, eager.train_step, MOMENTUM)
 
 
 def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
-    """One train-step case; the name gains its batch. Compiling takes longer than a quick run has."""
-    return Case(
-        operator="train_step",
-        name=f"{name}-b{shape.batch}",
-        dtype=dtype,
-        shape=dict(vars(shape)),
-        make_inputs=partial(_inputs, shape, dtype),
-        providers=partial(_providers, "quick" not in tags),
-        work=_work,
-        reference=partial(_eager_losses, double=True),
-        low_precision=_eager_losses,
-        peer="torch-eager",
-        tags=frozenset(tags),
-        tolerance=Tolerance(floor=FLOOR[dtype]),
-    )
+    """One train-step case of V-JEPA 2; the name gains its batch."""
+    return FAMILY.case(name, shape, dtype, tags, partial(_inputs, shape, dtype), _work)
 
 
 def cases() -> list[Case]:

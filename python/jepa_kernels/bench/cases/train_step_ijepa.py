@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .. import eager_ijepa as eager
 from .. import work as formulas
-from ..correctness import Tolerance
-from ..providers import kernel_providers
-from .base import Case, Provider, Setting, Work
-from .train_step import FLOOR, OPERATORS, losses, run
+from .base import Case, Setting, Work
+from .training_steps import Family, StepInputs
 
 MOMENTUM = 0.996
 
@@ -38,23 +32,6 @@ class Shape:
         return self.size // self.patch, self.size // self.patch
 
 
-@dataclass(frozen=True)
-class StepInputs:
-    """uint8 images (B, H, W, 3), the masks, and the weights that every provider starts from."""
-
-    images: Tensor
-    masks_enc: list[Tensor]
-    masks_pred: list[Tensor]
-    state: dict[str, Tensor]
-    config: eager.EagerConfig
-    shape: Shape
-    dtype: str
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.dtype == "bf16" else None
-
-
 def _build(shape: Shape, seed: int) -> Any:
     from ... import models
 
@@ -74,7 +51,6 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
     from ... import masks, models
 
     size = models.encoder_size(shape.encoder)
-    context, target = masks.MultiBlockMask2D(shape.grid, generator=setting.generator())(shape.batch)
     config = eager.EagerConfig(
         dim=size.embed_dim,
         depth=shape.depth,
@@ -86,16 +62,9 @@ def _inputs(shape: Shape, dtype: str, setting: Setting) -> StepInputs:
         predictor_heads=shape.predictor_heads,
         mlp_ratio=size.mlp_ratio,
     )
-    device = setting.device
-    return StepInputs(
-        images=setting.clip().cut(shape.batch, 1, shape.size)[:, 0].to(device),
-        masks_enc=[m.to(device) for m in context],
-        masks_pred=[m.to(device) for m in target],
-        state={k: v.detach().clone() for k, v in _build(shape, setting.seed).state_dict().items()},
-        config=config,
-        shape=shape,
-        dtype=dtype,
-    )
+    drawn = masks.MultiBlockMask2D(shape.grid, generator=setting.generator())(shape.batch)
+    images = setting.clip().cut(shape.batch, 1, shape.size)[:, 0]
+    return FAMILY.inputs(shape, dtype, setting, images, drawn, config)
 
 
 def _work(inputs: StepInputs) -> Work:
@@ -125,89 +94,12 @@ def _work(inputs: StepInputs) -> Work:
     return Work(flops, 28 * (whole - encoder - fixed) + formulas.ema_bytes(encoder), batch, batch * tokens)
 
 
-def _kernel_setup(inputs: StepInputs) -> Callable[[], Tensor]:
-    from ... import models
-
-    model = _build(inputs.shape, 0)
-    model.load_state_dict(inputs.state)
-    model.to(inputs.images.device)
-    optimizer = models.make_adamw_ema(model, shadow_dtype=inputs.autocast, momentum=MOMENTUM)
-
-    def step() -> Tensor:
-        loss, _ = models.train_step(
-            model,
-            inputs.images,
-            inputs.masks_enc,
-            inputs.masks_pred,
-            optimizer,
-            momentum=MOMENTUM,
-            autocast_dtype=inputs.autocast,
-        )
-        return loss
-
-    return step
-
-
-def _eager_setup(
-    inputs: StepInputs, *, double: bool = False, fused: bool = False, compiled: bool = False
-) -> Callable[[], Tensor]:
-    from ...models import configs
-
-    model = eager.EagerIJEPA(inputs.config)
-    model.load_state_dict(inputs.state)
-    model.to(inputs.images.device, torch.float64 if double else torch.float32)
-    if compiled:
-        model.compile(dynamic=False)
-    return partial(
-        eager.train_step,
-        model,
-        inputs.images,
-        inputs.masks_enc,
-        inputs.masks_pred,
-        model.make_optimizer(configs.LEARNING_RATE, configs.WEIGHT_DECAY, fused=fused),
-        mean=torch.tensor(configs.PIXEL_MEAN, dtype=torch.float64, device=inputs.images.device),
-        std=torch.tensor(configs.PIXEL_STD, dtype=torch.float64, device=inputs.images.device),
-        momentum=MOMENTUM,
-        autocast_dtype=None if double else inputs.autocast,
-    )
-
-
-def _eager_losses(inputs: StepInputs, *, double: bool = False) -> list[Tensor]:
-    step = _eager_setup(inputs, double=double)
-    return losses(step, step())
-
-
-def _providers(compiled: bool, device: torch.device) -> list[Provider]:
-    def official(name: str, about: str, *, fused: bool = False, compiled: bool = False) -> Provider:
-        setup = partial(_eager_setup, fused=fused, compiled=compiled)
-        return Provider(name, run, setup, outputs=losses, about=about)
-
-    found = [
-        *kernel_providers(OPERATORS, device, run, setup=_kernel_setup, outputs=losses),
-        official("torch-eager", "eager, in the official form"),
-        official("torch-eager-fused", "the same, AdamW(fused=True)", fused=True),
-    ]
-    if compiled:
-        found.append(official("torch-compile", "model compiled, AdamW(fused=True)", fused=True, compiled=True))
-    return found
+FAMILY = Family(_build, eager.EagerIJEPA, eager.train_step, MOMENTUM)
 
 
 def make_case(name: str, shape: Shape, dtype: str, tags: set[str]) -> Case:
-    """One train-step case; the name gains its batch. Compiling takes longer than a quick run has."""
-    return Case(
-        operator="train_step",
-        name=f"{name}-b{shape.batch}",
-        dtype=dtype,
-        shape=dict(vars(shape)),
-        make_inputs=partial(_inputs, shape, dtype),
-        providers=partial(_providers, "quick" not in tags),
-        work=_work,
-        reference=partial(_eager_losses, double=True),
-        low_precision=_eager_losses,
-        peer="torch-eager",
-        tags=frozenset(tags),
-        tolerance=Tolerance(floor=FLOOR[dtype]),
-    )
+    """One train-step case of I-JEPA; the name gains its batch."""
+    return FAMILY.case(name, shape, dtype, tags, partial(_inputs, shape, dtype), _work)
 
 
 def cases() -> list[Case]:

@@ -38,8 +38,9 @@ def pairwise_accuracy(pairs: Iterable[Pair], score: Callable[[Clip], Scores]) ->
         ValueError: there is no pair.
 
     Example:
-        >>> pairwise_accuracy([clip_pair(0, "teleport")], pixel_scores)["max pixels"]
-        1.0
+        >>> from jepa_kernels.surprise import clip_pair
+        >>> pairwise_accuracy([clip_pair(0, "vanish")], pixel_scores)
+        {'mean pixels': 0.0, 'max pixels': 1.0}
     """
     right: dict[str, list[float]] = {}
     for pair in pairs:

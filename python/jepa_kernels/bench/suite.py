@@ -63,7 +63,7 @@ class Suite:
 
 
 _SUITES = Path(__file__).resolve().parents[3] / "benchmarks" / "suites"
-FULL = Suite(name="full", tags=("full",))
+FULL = Suite(name="full", tags=("full",), cases=("!objectives/*-vitl-*",))
 QUICK = Suite(
     name="quick",
     tags=("quick",),

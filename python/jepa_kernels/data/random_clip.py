@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -42,20 +44,54 @@ def random_clip(
     """
     check_counts(num_frames, frame_step, None)
     with _open_video(path) as stream:
-        rate = stream.average_rate
-        if fps > 0:
-            if not rate:
-                raise DataError(f"{path} tells no frame rate; use frame_step instead of fps")
-            frame_step = max(1, -(-rate.numerator // rate.denominator) // fps)
-        length, total = num_frames * frame_step, _frame_count(stream)
-        if total < length:
-            raise DataError(
-                f"{path} has {total} frames, too few: {num_frames} frames every {frame_step} need {length}; use a longer "
-                "video, a smaller frame_step or fewer frames"
-            )
-        start = draw(total - length + 1)
-        offsets = np.linspace(0, length, num_frames).clip(0, length - 1).astype(int)
-        return _frames(path, stream, [start + int(offset) for offset in offsets])
+        total = _frame_count(stream)
+        return _frames(path, stream, _drawn(path, total, stream.average_rate, num_frames, frame_step, draw, fps))
+
+
+@dataclass(frozen=True)
+class WholeVideo:
+    """All frames of a video, uint8 (T, height, width, 3), and its frame rate: for clips that are cut without decoding again."""
+
+    path: str | Path
+    frames: Tensor
+    rate: Fraction | None
+
+    @classmethod
+    def read(cls, path: str | Path) -> WholeVideo:
+        """Decodes the whole video.
+
+        Raises:
+            DataError: PyAV is missing; the file is missing, no video, or damaged.
+        """
+        with _open_video(path) as stream:
+            frames = [frame.to_ndarray(format="rgb24") for frame in _decode(path, stream)]
+            if not frames:
+                raise DataError(f"{path} has no frames; leave it out")
+            return cls(path, torch.from_numpy(np.stack(frames)), stream.average_rate)
+
+    def random_clip(self, num_frames: int, frame_step: int, draw: Callable[[int], int], fps: int = 0) -> Tensor:
+        """What the function of this name gives for this video."""
+        check_counts(num_frames, frame_step, None)
+        return self.frames[_drawn(self.path, len(self.frames), self.rate, num_frames, frame_step, draw, fps)]
+
+
+def _drawn(
+    path: str | Path, total: int, rate: Fraction | None, num_frames: int, frame_step: int, draw: Callable[[int], int], fps: int
+) -> list[int]:
+    """The numbers of a clip's frames, ascending."""
+    if fps > 0:
+        if not rate:
+            raise DataError(f"{path} tells no frame rate; use frame_step instead of fps")
+        frame_step = max(1, -(-rate.numerator // rate.denominator) // fps)
+    length = num_frames * frame_step
+    if total < length:
+        raise DataError(
+            f"{path} has {total} frames, too few: {num_frames} frames every {frame_step} need {length}; use a longer "
+            "video, a smaller frame_step or fewer frames"
+        )
+    start = draw(total - length + 1)
+    offsets = np.linspace(0, length, num_frames).clip(0, length - 1).astype(int)
+    return [start + int(offset) for offset in offsets]
 
 
 def _frame_count(stream: Any) -> int:

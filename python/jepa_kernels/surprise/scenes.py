@@ -13,11 +13,12 @@ Array = NDArray[np.float64]
 
 KINDS = ("vanish", "teleport", "reshape", "float")
 SHAPES = ("disc", "box", "triangle", "pillar")
-COLOURS = ((236, 72, 60), (64, 196, 92), (72, 128, 244), (244, 208, 60), (216, 88, 220), (240, 240, 240))
+COLOURS = ((236, 72, 60), (64, 196, 92), (72, 128, 244))
+SKY, EARTH, PILLAR = (30, 34, 54), (84, 72, 52), (110, 104, 98)
 
 # Lengths in units of the picture's side, times in frames, y downwards.
-RADIUS, GROUND, GRAVITY, BOUNCE = 0.12, 0.9, 0.003, 0.8
-OCCLUDER_WIDTH = 0.32
+RADIUS, GROUND, GRAVITY, BOUNCE = 0.15, 0.9, 0.004, 0.8
+OCCLUDER_WIDTH = 0.24  # less than the object, some of which always shows
 SPEED = (0.02, 0.035)
 EDGE_FRAMES = 8  # a violation leaves as many frames before and after it
 LEAST_FALL = 0.25  # height above the ground at which gravity may stop
@@ -34,8 +35,6 @@ class Scene:
 
     shape: str
     colour: tuple[int, int, int]
-    sky: tuple[int, int, int]
-    earth: tuple[int, int, int]
     start: tuple[float, float]
     velocity: tuple[float, float]
     rolls: bool
@@ -125,9 +124,9 @@ def render(scene: Scene, places: Array, shapes: list[str], size: int) -> Clip:
     """The pictures: sky, ground, object, occluder. A place that is NaN has no object. [T, size, size, 3]"""
     centres = (np.arange(size) + 0.5) / size
     picture = np.empty((size, size, 3))
-    picture[:] = scene.sky
+    picture[:] = SKY
     below = ((centres - GROUND) * size + 0.5).clip(0.0, 1.0)[:, None, None]
-    picture = picture * (1.0 - below) + np.array(scene.earth) * below
+    picture = picture * (1.0 - below) + np.array(EARTH) * below
     dx = centres[None, None, :] - places[:, 0, None, None]  # [T, 1, size]
     dy = centres[None, :, None] - places[:, 1, None, None]  # [T, size, 1]
     away = np.empty((len(places), size, size))  # distance from the outline, negative inside
@@ -138,7 +137,7 @@ def render(scene: Scene, places: Array, shapes: list[str], size: int) -> Clip:
     clip = picture * (1.0 - cover) + np.array(scene.colour) * cover
     if scene.occluder is not None:
         front = ((OCCLUDER_WIDTH / 2 - np.abs(centres - scene.occluder)) * size + 0.5).clip(0.0, 1.0)[:, None]
-        clip = clip * (1.0 - front) + np.array((110, 104, 98)) * front
+        clip = clip * (1.0 - front) + np.array(PILLAR) * front
     return np.rint(clip).astype(np.uint8)
 
 
@@ -167,12 +166,9 @@ _OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
 def _draw_scene(rng: np.random.Generator, rolls: bool, occluded: bool) -> Scene:
     direction = 1.0 if rng.random() < 0.5 else -1.0
     x = rng.uniform(RADIUS, 0.25)
-    shade = rng.integers(0, 40)
     scene = Scene(
         shape=SHAPES[rng.integers(len(SHAPES))],
         colour=COLOURS[rng.integers(len(COLOURS))],
-        sky=(20 + int(shade), 24 + int(shade), 44 + int(shade)),
-        earth=(84, 72, 52),
         start=(x if direction > 0 else 1.0 - x, GROUND - RADIUS if rolls else rng.uniform(RADIUS, 0.45)),
         velocity=(direction * rng.uniform(*SPEED), 0.0 if rolls else rng.uniform(-0.02, 0.02)),
         rolls=rolls,

@@ -76,6 +76,8 @@ def _resized_image(image: Tensor, size: int) -> Tensor:
 
 
 def _resized_clip(clip: Tensor, size: int) -> Tensor:
+    if clip.shape[1:3] == (size, size):  # the interpolation would give the same numbers
+        return clip
     pixels = clip.permute(0, 3, 1, 2).float()
     resized = F.interpolate(pixels, size=(size, size), mode="bilinear", align_corners=False)
     return resized.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-from ..masks import Masks, MultiBlockMask2D, MultiBlockMask3D, RandomMask
+from ..masks import ForecastMask, Masks, MultiBlockMask2D, MultiBlockMask3D, RandomMask
 from ..models import (
     Objective,
     build_dino,
@@ -92,7 +92,7 @@ class NoMasks:
         return [], []
 
 
-Sampler: TypeAlias = MultiBlockMask2D | MultiBlockMask3D | RandomMask | NoMasks
+Sampler: TypeAlias = MultiBlockMask2D | MultiBlockMask3D | ForecastMask | RandomMask | NoMasks
 
 
 def build_sampler(config: Config) -> Sampler:
@@ -117,6 +117,10 @@ def build_sampler(config: Config) -> Sampler:
             pair = None if budget is None else budget[0]
             sampler = MultiBlockMask2D.from_image(
                 model.img_size, model.patch_size, masks.rectangles, keep=masks.keep, budget=pair
+            )
+        elif masks.forecasts:
+            sampler = ForecastMask.from_clip(
+                model.num_frames, model.img_size, model.patch_size, model.tubelet_size, masks.forecasts
             )
         else:
             sampler = MultiBlockMask3D.from_clip(

@@ -19,6 +19,7 @@ from .errors import TrainError
 IMAGE_FAMILIES = ("ijepa", "lejepa", "dino", "vicreg", "mae")
 FAMILIES = (*IMAGE_FAMILIES, "vjepa", "vjepa2", "vjepa21", "videomae")
 JEPA_FAMILIES = ("ijepa", "vjepa", "vjepa2")
+FORECASTING = ("vjepa", "vjepa2", "vjepa21")  # those that can train on forecasts
 VIEW_FAMILIES = ("lejepa", "dino", "vicreg")  # those whose loss compares views of an image
 _PACKAGED = "jepa_kernels.train.configs"
 _T = TypeVar("_T")
@@ -52,7 +53,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
-    """How samples are read; `batch_size` is that of one process. `fps` 0 means: every `frame_step`-th frame."""
+    """How samples are read; `batch_size` is that of one process. `fps` 0 means: every `frame_step`-th frame.
+
+    `in_memory` keeps every video decoded once it was read (in each loader process, if there are any): for sets that fit.
+    """
 
     batch_size: int
     num_workers: int = 4
@@ -61,6 +65,7 @@ class Data:
     crop_scale: tuple[float, float] = (0.3, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     horizontal_flip: bool = False
+    in_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,15 @@ class Head:
 @dataclass(frozen=True)
 class Masks:
     """The sampler: `rectangles` for I-JEPA, one of `blocks` a mask for V-JEPA, the share `ratio` of the patches hidden for MAE.
-    `keep` and `budget` are the samplers' own."""
+    `keep` and `budget` are the samplers' own. With `forecasts`, pairs of frames seen and frames to predict behind them, V-JEPA
+    forecasts in place of filling in blocks."""
 
     keep: str = "batch"
     ratio: float = 0.75
     budget: tuple[tuple[int, ...], ...] = ()
     rectangles: RectangleMasks = RectangleMasks()
     blocks: tuple[BlockMask, ...] = VJEPA2_MASKS
+    forecasts: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -339,6 +346,8 @@ def _check(config: Config, where: str) -> None:
         images = ", ".join(IMAGE_FAMILIES)
         raise ConfigError(f"{where}: model.num_frames is 1 for {images} and more for the others; got {model.num_frames}")
     _check_views(config, where)
+    if config.masks.forecasts and (model.family not in FORECASTING or config.masks.keep != "batch"):
+        raise ConfigError(f'{where}: masks.forecasts is for {", ".join(FORECASTING)} with masks.keep = "batch"')
     if not 0.0 < config.data.crop_scale[0] <= config.data.crop_scale[1] <= 1.0:
         raise ConfigError(f"{where}: data.crop_scale must satisfy 0 < low <= high <= 1; got {config.data.crop_scale}")
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..data.clips import IMAGE_SUFFIXES, clip_files
 from ..data.errors import DataError
 from ..data.image import read_image
-from ..data.random_clip import random_clip
+from ..data.random_clip import WholeVideo, random_clip
 from .augment import augment
 from .config import VIEW_FAMILIES, Config
 from .views import make_views
@@ -78,6 +78,7 @@ class FileDataset(Dataset[_Sample]):
     def __init__(self, files: Sequence[Path], config: Config) -> None:
         self.files, self.config = list(files), config
         self._bad: dict[int, str] = {}  # read once, not again; what replaces a file does not depend on it
+        self._whole: dict[int, WholeVideo] = {}  # with data.in_memory
 
     def __len__(self) -> int:
         return len(self.files)
@@ -102,13 +103,13 @@ class FileDataset(Dataset[_Sample]):
             if file.suffix.lower() in IMAGE_SUFFIXES:
                 frames = read_image(file, None)[None]
             else:
-                frames = random_clip(
-                    file,
+                settings = (
                     model.num_frames,
                     data.frame_step,
                     lambda count: int(torch.randint(0, count, (1,), generator=generator)),
                     data.fps,
                 )
+                frames = self._kept(index).random_clip(*settings) if data.in_memory else random_clip(file, *settings)
         except DataError as error:
             self._bad[index] = str(error)
             return None
@@ -117,6 +118,11 @@ class FileDataset(Dataset[_Sample]):
         cut = augment(frames, model.img_size, data.crop_scale, data.crop_ratio, data.horizontal_flip, generator)
         # An image is a clip that stands still, as in V-JEPA 2.
         return cut.expand(model.num_frames, -1, -1, -1) if len(cut) < model.num_frames else cut
+
+    def _kept(self, index: int) -> WholeVideo:
+        if index not in self._whole:
+            self._whole[index] = WholeVideo.read(self.files[index])
+        return self._whole[index]
 
 
 class _Order(Sampler[list[_Key]]):

@@ -6,17 +6,18 @@
 Speed, all on the operators of this package, in interleaved rounds: `shared` is `surprise`; `single` calls the model for every
 window and context (`surprise_per_window`); `batched` takes all windows in one call, but each context for itself, its targets and
 embeddings computed anew, as published. Accuracy: one way to sum a clip up is chosen on pairs of other seeds (over all kinds),
-then told for held-out pairs; training clips are of other seeds and all possible.
+then told for held-out pairs, with Wilson's 95 % interval; training clips are of other seeds and all possible.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from jepa_kernels.surprise import (
     surprise,
     surprise_per_window,
 )
-from jepa_kernels.surprise.command import load_model
+from jepa_kernels.surprise.command import load_trained
 
 CHOOSING, HELD_OUT = 500_000, 600_000  # first seeds
 
@@ -123,15 +124,22 @@ def speed(name: str, rounds: int) -> dict[str, Any]:
     return found
 
 
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `count` pairs."""
+    z = 1.959964
+    centre, spread = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
 def accuracy(checkpoint: Path, count: int) -> dict[str, Any]:
-    model = load_model(checkpoint)
+    model, windows = load_trained(checkpoint)
 
     def of(first_seed: int) -> dict[str, dict[str, float]]:
         seeds = range(first_seed, first_seed + count)
         return {
             kind: pairwise_accuracy(
                 (clip_pair(seed, kind, size=model.encoder.img_height) for seed in seeds),
-                lambda clip: {**model_scores(model, clip), **pixel_scores(clip)},
+                lambda clip: {**model_scores(model, clip, windows), **pixel_scores(clip)},
             )
             for kind in KINDS
         }
@@ -146,7 +154,14 @@ def accuracy(checkpoint: Path, count: int) -> dict[str, Any]:
         "pixels": max((name for name in names if "pixels" in name), key=partial(mean, choosing)),
     }
     told = {who: {**{kind: held_out[kind][name] for kind in KINDS}, "all": mean(held_out, name)} for who, name in chosen.items()}
-    return {"pairs_per_kind": count, "chosen": chosen, "held_out": told, "every_score": held_out}
+    intervals = {
+        who: {kind: interval(share, count * (len(KINDS) if kind == "all" else 1)) for kind, share in shares.items()}
+        for who, shares in told.items()
+    }
+    return {
+        "pairs_per_kind": count, "windows": asdict(windows), "chosen": chosen, "held_out": told, "intervals": intervals,
+        "every_score": {"choosing": choosing, "held_out": held_out},
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -173,7 +188,11 @@ def main() -> None:
     else:
         results = accuracy(options.checkpoint, options.pairs)
         for who, name in results["chosen"].items():
-            shares = "  ".join(f"{kind} {share:.0%}" for kind, share in results["held_out"][who].items())
+            bounds = results["intervals"][who]
+            shares = "  ".join(
+                f"{kind} {share:.1%} [{bounds[kind][0]:.1%}, {bounds[kind][1]:.1%}]"
+                for kind, share in results["held_out"][who].items()
+            )
             print(f"{who:7} ({name}): {shares}")
     if options.json is not None:
         options.json.write_text(json.dumps(results, indent=1))

@@ -80,7 +80,9 @@ def test_target_follows_the_ema_formula(make_model, video_clips, make_masks):
     assert moved > 1e-3  # the check above compared something that changes
 
 
-def test_loss_is_the_mean_over_masks_of_the_l1_distance(model, clips, make_masks):
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_loss_is_the_mean_over_masks_of_the_distance(make_model, clips, make_masks, power):
+    model = make_model(loss_exp=power)
     masks_enc, masks_pred = make_masks(2)
     with torch.no_grad():
         # Clips normalised by hand, the target gathered by indexing: nothing here goes through the loss under test.
@@ -92,10 +94,12 @@ def test_loss_is_the_mean_over_masks_of_the_l1_distance(model, clips, make_masks
         for context, target in zip(masks_enc, masks_pred, strict=True):
             z = model.predictor(model.encoder(x, masks=context), context, target, mask_index=0)
             wanted = torch.stack([row[ids] for row, ids in zip(h, target, strict=True)])
-            expected.append((z - wanted).abs().mean())
+            expected.append((z - wanted).abs().pow(power).mean() / power)
         loss, stats = model(clips, masks_enc, masks_pred)
     torch.testing.assert_close(stats["loss_per_mask"], torch.stack(expected), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(loss, stats["loss_per_mask"].mean())
+    ragged = [jk.RaggedIds.from_list(list(ids)) for ids in masks_enc]
+    torch.testing.assert_close(model(clips, ragged, masks_pred)[0], loss, rtol=1e-3, atol=1e-4)
     assert stats["context_tokens"] == [ids.shape[1] for ids in masks_enc]
     assert stats["target_tokens"] == [ids.shape[1] for ids in masks_pred]
     torch.testing.assert_close(stats["target_std"], h.flatten(0, 1).std(dim=0).mean(), rtol=1e-3, atol=1e-4)

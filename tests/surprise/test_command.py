@@ -11,8 +11,8 @@ from PIL import Image
 
 from jepa_kernels import cli
 from jepa_kernels.data import iterate_clips
-from jepa_kernels.surprise import surprise
-from jepa_kernels.surprise.command import load_model
+from jepa_kernels.surprise import Windows, surprise
+from jepa_kernels.surprise.command import load_trained
 
 TINY = [
     "model.encoder_depth=1",
@@ -43,18 +43,21 @@ def test_a_video_is_scored_and_plotted(run: Path, tmp_path: Path, capsys: pytest
     output = tmp_path / "deep" / "out"
     command = ["surprise", str(video), "--checkpoint", str(checkpoint), "--output", str(output), "--device", "cpu"]
     assert cli.main(command) == 0
-    assert "9 windows of 16 frames" in capsys.readouterr().out
+    assert "12 windows of 10 frames" in capsys.readouterr().out
     found = json.loads((output / "surprise.json").read_text())
     (frames,) = iterate_clips(video, 32, size=16)
-    expected = surprise(load_model(checkpoint), frames)
-    assert found["starts"] == expected.starts and found["contexts"] == [2, 4, 6, 8, 10]
+    model, windows = load_trained(checkpoint)
+    assert windows == Windows((6,), 10)  # what vjepa2_surprise trains on
+    expected = surprise(model, frames, windows)
+    assert found["starts"] == expected.starts and found["contexts"] == [6]
     torch.testing.assert_close(torch.tensor(found["scores"]), expected.scores)
-    assert found["max"]["filtered"] == max(found["filtered"]) and found["mean"]["4"] == pytest.approx(expected.of_clip("mean", 4))
+    assert found["max"]["filtered"] == max(found["filtered"]) and found["mean"]["6"] == pytest.approx(expected.of_clip("mean", 6))
     with Image.open(output / "surprise.png") as picture:
         assert picture.size == (800, 400) and len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
-    assert cli.main([*command, "--frame-step", "2", "--contexts", "4", "--stride", "4"]) == 0  # 16 of the 32 frames
+    other = ["--frame-step", "2", "--contexts", "4,2", "--window", "8", "--stride", "4"]
+    assert cli.main([*command, *other]) == 0  # 16 of the 32 frames
     found = json.loads((output / "surprise.json").read_text())
-    torch.testing.assert_close(torch.tensor(found["scores"][0][0]), surprise(load_model(checkpoint), frames[::2]).scores[0, 1])
+    torch.testing.assert_close(torch.tensor(found["scores"]), surprise(model, frames[::2], Windows((4, 2), 8, 4)).scores)
 
 
 @pytest.mark.parametrize(
@@ -62,10 +65,11 @@ def test_a_video_is_scored_and_plotted(run: Path, tmp_path: Path, capsys: pytest
     [
         (["--contexts", "2,x"], "--contexts must be numbers of frames"),
         (["--contexts", "3"], "contexts must be multiples of 2 frames"),
-        (["--window", "32"], "at most the 16"),
+        (["--window", "16"], "at most the 10"),
+        (["--window", "0"], "got 0"),
         (["--stride", "1"], "the stride must be a multiple"),
         (["--frame-step", "0"], "--frame-step must be at least 1; got 0"),
-        (["--frame-step", "3"], "the clip has 11 frames, less than one window of 16"),
+        (["--frame-step", "4"], "the clip has 8 frames, less than one window of 10"),
         (["--checkpoint", "none.pt"], "none.pt does not exist"),
         (["--checkpoint", "README"], "cannot be read as a checkpoint"),
         (["--output", "README"], "is a file; give a folder"),
@@ -81,6 +85,13 @@ def test_mistakes_end_with_code_2(
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_trained_on_blocks_is_scored_as_published(run: Path, tmp_path: Path) -> None:
+    found = torch.load(run / "run" / "checkpoint.pt", weights_only=True)
+    found["config"]["masks"]["forecasts"] = []
+    torch.save(found, tmp_path / "blocks.pt")
+    assert load_trained(tmp_path / "blocks.pt")[1] == Windows()
 
 
 def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

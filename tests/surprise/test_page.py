@@ -39,13 +39,16 @@ def test_the_commands_run_and_the_benchmark_tells_accuracy(
         assert cli.main([*command, *TINY[command[0]]]) in (0, 130)  # 130: --stop-after
     assert (tmp_path / "runs/surprise/scored/surprise.png").is_file()
     found = json.loads((tmp_path / "runs/surprise/scored/surprise.json").read_text())
-    assert len(found["starts"]) == 9
+    assert len(found["starts"]) == 12
     benchmark, checkpoint = str(ROOT / "benchmarks" / "surprise.py"), "runs/surprise/model/checkpoint.pt"
     monkeypatch.setattr(sys, "argv", [benchmark, "accuracy", checkpoint, "--pairs", "1", "--json", "accuracy.json"])
     runpy.run_path(benchmark, run_name="__main__")
     told = json.loads((tmp_path / "accuracy.json").read_text())
     assert "pixels" in told["chosen"]["pixels"] and "pixels" not in told["chosen"]["model"]
-    assert all(0.0 <= share <= 1.0 for part in told["held_out"].values() for share in part.values())
+    for who, shares in told["held_out"].items():
+        for kind, share in shares.items():
+            low, high = told["intervals"][who][kind]
+            assert -1e-9 < low <= share + 1e-9 and share <= high + 1e-9 < 1 + 2e-9
     assert "teleport" in capsys.readouterr().out
 
 

@@ -46,6 +46,7 @@ def test_the_published_numbers():
         ("model.family='simclr'", "model.family must be one of ijepa, lejepa, dino, vicreg, mae, vjepa, vjepa2, vjepa21, "),
         ("model.num_frames=4", "model.num_frames is 1 for ijepa"),
         ("model=3", "model must be a table"),
+        ("masks.forecasts=[[2, 2]]", "masks.forecasts is for vjepa, vjepa2, vjepa21"),
         ("run.dtype=bfloat16", "strings need quotes"),
     ],
 )
@@ -83,6 +84,17 @@ def test_a_file_is_read_by_its_path(tmp_path):
 def test_masks_that_leave_no_context_are_told_before_the_first_step(settings, message):
     with pytest.raises(ConfigError, match=message):
         build_sampler(load_config("ijepa_tiny", settings))
+
+
+def test_forecasts_take_the_place_of_blocks():
+    config = load_config("vjepa2_tiny", ["masks.forecasts=[[4, 2], [2, 2]]"])
+    seen, unseen = build_sampler(config).draw(0, [torch.Generator()] * 2)
+    frame = (config.model.img_size // config.model.patch_size) ** 2
+    assert [mask.shape for mask in [*seen, *unseen]] == [(2, 2 * frame), (2, frame), (2, frame), (2, frame)]
+    with pytest.raises(ConfigError, match="1 or more each and 4 together at most"):
+        build_sampler(load_config("vjepa2_tiny", ["masks.forecasts=[[6, 4]]"]))
+    with pytest.raises(ConfigError, match='with masks.keep = "batch"'):
+        load_config("vjepa2_tiny", ["masks.forecasts=[[4, 2]]", "masks.keep='ragged'"])
 
 
 def test_blocks_that_cover_the_clip_are_told():

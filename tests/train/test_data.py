@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from jepa_kernels.data import DataError, read_video, sample_video
-from jepa_kernels.data.random_clip import random_clip
+from jepa_kernels.data.random_clip import WholeVideo, random_clip
 from jepa_kernels.train.augment import augment, crop_box
 from jepa_kernels.train.build import build_sampler
 from jepa_kernels.train.config import load_config
@@ -100,6 +100,21 @@ def test_images_stand_still_in_clips_and_videos_give_single_frames(photographs, 
     assert batch.inputs.shape == (2, 8, 64, 64, 3) and torch.equal(batch.inputs[:, 0], batch.inputs[:, 7])
     (batch,) = collect([videos / "whole.mp4"], load_config("ijepa_tiny", SMALL), steps=1)
     assert batch.inputs.shape == (2, 32, 32, 3) and not torch.equal(batch.inputs[0], batch.inputs[1])
+
+
+def test_videos_kept_in_memory_give_the_same_batches(videos):
+    files = training_files(videos)
+    decoded, kept = (
+        collect(files, load_config("vjepa_tiny", ["data.batch_size=4", f"data.in_memory={word}"]), steps=3)
+        for word in ("false", "true")
+    )
+    for batch, same in zip(decoded, kept, strict=True):
+        assert_equal_batches(batch, same)
+        assert batch.skipped.keys() == same.skipped.keys()
+    assert len({reason for batch in kept for reason in batch.skipped.values()}) == 3  # broken, no video, too short
+    path = videos / "whole.mp4"
+    whole = WholeVideo.read(path)
+    assert torch.equal(whole.random_clip(2, 1, lambda count: 3, fps=4), random_clip(path, 2, 1, lambda count: 3, fps=4))
 
 
 def test_unreadable_videos_are_replaced_and_told(videos):

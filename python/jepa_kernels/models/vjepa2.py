@@ -16,7 +16,7 @@ from .joint import JointEmbedding
 from .objective import TARGET_NORM_EPS, normalised
 from .packed import Mask, encode, predict, stats_of, unpack
 from .predictor import VisionTransformerPredictor
-from .vision_transformer import build_encoder
+from .vision_transformer import VisionTransformer, build_encoder
 
 
 class VJEPA2(JointEmbedding):
@@ -25,7 +25,7 @@ class VJEPA2(JointEmbedding):
     Formula: with h = LN(target_encoder(clips)), LN without affine parameters and with eps 1e-5, and for each mask m
     z_m = predictor(encoder(clips, masks_enc[m]), masks_enc[m], masks_pred[m]),
 
-        loss = mean over m of mean |z_m - h[masks_pred[m]]|.
+        loss = mean over m of mean |z_m - h[masks_pred[m]]|^p / p,  p = `loss_exp`, 1 as published.
 
     The target encoder starts as a copy of the encoder, takes no gradient, and follows it in `update_target`.
 
@@ -55,6 +55,12 @@ class VJEPA2(JointEmbedding):
 
     predictor: VisionTransformerPredictor
 
+    def __init__(
+        self, encoder: VisionTransformer, predictor: VisionTransformerPredictor, loss_exp: float = 1.0
+    ) -> None:
+        super().__init__(encoder, predictor)
+        self.loss_exp = loss_exp
+
     def forward(
         self, clips: Tensor, masks_enc: list[Tensor], masks_pred: list[Tensor]
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -78,7 +84,7 @@ class VJEPA2(JointEmbedding):
         predicted = self.predictor(context, masks_enc, masks_pred, mask_index=0)
         rows = predicted.split([ids.numel() for ids in masks_pred])
         losses = [
-            jepa_loss(z.view(*ids.shape, -1), h, ids, eps=TARGET_NORM_EPS)
+            jepa_loss(z.view(*ids.shape, -1), h, ids, power=self.loss_exp, eps=TARGET_NORM_EPS)
             for z, ids in zip(rows, masks_pred, strict=True)
         ]
         per_mask = torch.stack(losses)
@@ -103,7 +109,7 @@ class VJEPA2(JointEmbedding):
         predicted = predict(self.predictor, context, masks_enc, masks_pred, token, encoder.num_patches)
         per_mask = torch.stack(
             [
-                jepa_loss(z, targets, mask, normalize=False)
+                jepa_loss(z, targets, mask, power=self.loss_exp, normalize=False)
                 for z, mask in zip(unpack(predicted, masks_pred), masks_pred, strict=True)
             ]
         )
@@ -158,6 +164,7 @@ def build_vjepa2(
     pred_embed_dim: int = 384,
     pred_num_heads: int = 12,
     num_mask_tokens: int = 10,
+    loss_exp: float = 1.0,
     use_activation_checkpointing: bool = False,
     encoder: dict[str, Any] | None = None,
     seed: int | None = None,
@@ -187,4 +194,4 @@ def build_vjepa2(
             num_heads=pred_num_heads,
             num_mask_tokens=num_mask_tokens,
         )
-    return VJEPA2(context_encoder, predictor)
+    return VJEPA2(context_encoder, predictor, loss_exp)

@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
     scoring.add_argument("video", type=Path, help="a video; its frames are resized and cut to the model's size")
     scoring.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="of `jepa-kernels train`, family vjepa2")
     scoring.add_argument("--output", type=Path, required=True, metavar="DIR", help="for surprise.json and surprise.png")
-    scoring.add_argument("--contexts", default="2,4,6,8,10", metavar="FRAMES", help="seen frames (default 2,4,6,8,10)")
-    scoring.add_argument("--window", type=int, default=16, metavar="FRAMES", help="default 16")
+    scoring.add_argument("--contexts", metavar="FRAMES", help="seen frames (default: masks.forecasts of training, or 2,4,6,8,10)")
+    scoring.add_argument("--window", type=int, metavar="FRAMES", help="default: the clips of such training, or 16")
     scoring.add_argument("--stride", type=int, default=2, metavar="FRAMES", help="between windows (default 2)")
     scoring.add_argument("--frame-step", type=int, default=1, metavar="N", help="take every N-th frame (default 1)")
     scoring.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
@@ -54,7 +54,12 @@ def add(commands: Any) -> None:
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> VJEPA2:
-    """The V-JEPA 2 of a checkpoint of `jepa-kernels train`, in evaluation mode.
+    """The V-JEPA 2 of a checkpoint of `jepa-kernels train`, in evaluation mode; raises as `load_trained`."""
+    return load_trained(path, device)[0]
+
+
+def load_trained(path: Path, device: torch.device | str = "cpu") -> tuple[VJEPA2, Windows]:
+    """The model, and the windows whose forecasts it was trained on; the published ones if it was trained on other masks.
 
     Raises:
         TrainError: no checkpoint of that command, or one of another family.
@@ -68,7 +73,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> VJEPA2:
     model = build_model(config)
     assert isinstance(model, VJEPA2)
     state.load_parts(model, found, str(path))
-    return model.eval().to(device)
+    seen = tuple(sorted({span[0] for span in config.masks.forecasts}))
+    return model.eval().to(device), Windows(seen, config.model.num_frames) if seen else Windows()
 
 
 def record(found: Surprise, video: str) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def record(found: Surprise, video: str) -> dict[str, Any]:
 
 def _score(options: argparse.Namespace) -> int:
     try:
-        contexts = tuple(int(number) for number in options.contexts.split(","))
+        contexts = None if options.contexts is None else tuple(int(number) for number in options.contexts.split(","))
     except ValueError:
         raise TrainError(f"--contexts must be numbers of frames with commas between; got {options.contexts!r}") from None
     name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
@@ -97,9 +103,10 @@ def _score(options: argparse.Namespace) -> int:
         raise TrainError(f"--device {name}: torch finds no GPU here; use --device cpu")
     if options.output.exists() and not options.output.is_dir():
         raise TrainError(f"--output {options.output} is a file; give a folder")
-    model = load_model(options.checkpoint, name)
+    model, trained = load_trained(options.checkpoint, name)
     try:
-        windows = Windows(contexts, options.window, options.stride)
+        length = trained.length if options.window is None else options.window
+        windows = Windows(trained.contexts if contexts is None else contexts, length, options.stride)
         windows.check(model)
         found = surprise(model, _frames(options.video, options.frame_step, model), windows)
     except DataError:

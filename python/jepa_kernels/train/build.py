@@ -58,7 +58,7 @@ def _over_masks(config: Config, shared: dict[str, Any]) -> Objective:
     if model.family == "vjepa":
         return build_vjepa(model.encoder, loss_exp=model.loss_exp, **heads, **clip, **shared)
     if model.family == "vjepa2":
-        return build_vjepa2(model.encoder, **heads, **clip, **shared)
+        return build_vjepa2(model.encoder, loss_exp=model.loss_exp, **heads, **clip, **shared)
     if model.family == "vjepa21":
         return build_vjepa21(
             model.encoder, levels=config.head.levels or None, context_weight=config.head.context_weight,

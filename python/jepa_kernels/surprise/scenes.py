@@ -17,11 +17,11 @@ COLOURS = ((236, 72, 60), (64, 196, 92), (72, 128, 244))
 SKY, EARTH, PILLAR = (30, 34, 54), (84, 72, 52), (110, 104, 98)
 
 # Lengths in units of the picture's side, times in frames, y downwards.
-RADIUS, GROUND, GRAVITY, BOUNCE = 0.15, 0.9, 0.004, 0.8
+RADIUS, GROUND, GRAVITY, BOUNCE = 0.15, 0.9, 0.004, 0.5
 OCCLUDER_WIDTH = 0.24  # less than the object, some of which always shows
 SPEED = (0.02, 0.035)
 EDGE_FRAMES = 8  # a violation leaves as many frames before and after it
-LEAST_FALL = 0.25  # height above the ground at which gravity may stop
+LEAST_FALL, FALLING = 0.2, 0.03  # height above the ground, and speed, at which gravity may stop
 JUMP = (0.3, 0.6)  # how far an object teleports
 _EDGE_PIXELS = 1.2  # width over which an outline fades, so that motion below a pixel is visible
 _TRIES = 10_000
@@ -74,7 +74,7 @@ def clip_pair(seed: int, kind: str, frames: int = 32, size: int = 32) -> Pair:
     """A possible and an impossible clip of one scene, equal until the violation.
 
     From a frame on the object is gone ("vanish"), moves on 0.3 to 0.6 of a picture further left or right ("teleport"), has
-    another outline ("reshape"), or stops falling and drifts on at its height ("float"). The frame is drawn from those in which
+    another outline ("reshape"), or stops its fall and drifts on at its height ("float"). The frame is drawn from those in which
     the object is whole in the picture and clear of the occluder, so that the violation can be seen.
 
     Raises:
@@ -183,7 +183,8 @@ def _violated(rng: np.random.Generator, scene: Scene, places: Array, kind: str) 
     broken, shapes = places.copy(), [scene.shape] * frames
     fit = [frame for frame in range(EDGE_FRAMES, frames - EDGE_FRAMES) if _fits(scene, places[frame])]
     if kind == "float":
-        fit = [frame for frame in fit if places[frame, 1] < GROUND - RADIUS - LEAST_FALL]
+        high = places[:, 1] < GROUND - RADIUS - LEAST_FALL
+        fit = [frame for frame in fit if high[frame] and places[frame, 1] - places[frame - 1, 1] >= FALLING]
     if not fit:
         return broken, shapes, 0
     frame = int(rng.choice(fit))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from jepa_kernels.train import config as configs
 from jepa_kernels.train.build import build_sampler

@@ -1,0 +1,157 @@
+"""The static report: one row a compiled kernel and architecture, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from .. import hardware
+from . import machine_code, tools, triton_cases
+from .errors import StaticError
+from .occupancy import ARCHITECTURES
+
+DEFAULT_ARCHITECTURE = 90  # where there is no GPU
+COLUMNS = (
+    "kernel and case", "registers", "spill, bytes", "shared, bytes", "warps", "stages", "blocks an SM", "warps an SM",
+    "limited by", "matrix instructions", "global loads, by bits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a block;
+    spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops counted once."""
+
+    operator: str
+    case: str
+    architecture: str
+    registers: int
+    spilled_bytes: int
+    spill_instructions: int
+    shared_bytes: int
+    tensor_memory_columns: int
+    warps: int
+    stages: int
+    blocks_per_sm: int
+    warps_per_sm: int
+    most_warps_per_sm: int
+    limited_by: tuple[str, ...]
+    instructions: int
+    matrix: dict[str, int]
+    global_loads: dict[int, int]
+
+    def cells(self) -> tuple[str, ...]:
+        matrix = ", ".join(f"{count} {name}" for name, count in self.matrix.items()) or "none"
+        loads = ", ".join(f"{count} x {bits}" for bits, count in self.global_loads.items()) or "none"
+        return (
+            self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps), str(self.stages),
+            str(self.blocks_per_sm), f"{self.warps_per_sm} of {self.most_warps_per_sm}", ", ".join(self.limited_by),
+            matrix, loads,
+        )  # fmt: skip
+
+
+def architectures(text: str | None) -> list[int]:
+    """The architectures that --arch names: `sm_90,sm_100`, or `all`; without it those of this machine's GPUs, or sm_90.
+
+    Raises:
+        StaticError: a name is unknown.
+    """
+    known = {f"sm_{number}": number for number in ARCHITECTURES}
+    if text == "all":
+        return list(ARCHITECTURES)
+    if text is None:
+        here = {hardware.architecture(index) for index in range(torch.cuda.device_count())}
+        return sorted(known[name] for name in here if name in known) or [DEFAULT_ARCHITECTURE]
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in known:
+            raise StaticError(f"--arch {name!r} is not one of {', '.join(known)} or all; join several with commas")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def chosen_cases(operator: str, quick: bool, patterns: Sequence[str]) -> list[Any]:
+    """The operator's compile cases whose name, without the operator's, matches a pattern.
+
+    Raises:
+        StaticError: none does, or the operator has none.
+    """
+    cases = triton_cases.cases(operator, quick)
+    chosen = [case for case in cases if not patterns or any(fnmatch.fnmatch(_short(case, operator), p) for p in patterns)]
+    if not chosen:
+        names = ", ".join(_short(case, operator) for case in cases[:4])
+        raise StaticError(f"--filter {' '.join(patterns)} matches no case of {operator}; cases are {names}, ...")
+    return chosen
+
+
+def rows(
+    operator: str, cases: Sequence[Any], targets: Sequence[int], progress: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """Compiles every case for every architecture and reads what comes out. progress gets a line before each."""
+    tools.require("cuobjdump")
+    tools.require("nvdisasm")
+    work = [(architecture, case) for architecture in targets for case in cases]
+    found = []
+    for number, (architecture, case) in enumerate(work):
+        progress(f"{number + 1}/{len(work)} {_short(case, operator)} for sm_{architecture}")
+        found.append(_row(operator, case, architecture))
+    return found
+
+
+def _row(operator: str, case: Any, architecture: int) -> Row:
+    compiled = triton_cases.compile_case(case, architecture)
+    needs = triton_cases.resources(compiled)
+    code = machine_code.instructions(compiled.asm["cubin"])[compiled.metadata.name]
+    resident = needs.occupancy(architecture)
+    return Row(
+        operator=operator,
+        case=_short(case, operator),
+        architecture=f"sm_{architecture}",
+        registers=needs.registers,
+        spilled_bytes=needs.spilled,
+        spill_instructions=code.local_memory,
+        shared_bytes=needs.shared,
+        tensor_memory_columns=needs.tensor_columns,
+        warps=needs.warps,
+        stages=case.num_stages,
+        blocks_per_sm=resident.blocks,
+        warps_per_sm=resident.warps,
+        most_warps_per_sm=resident.most_warps,
+        limited_by=resident.limits,
+        instructions=code.total,
+        matrix=code.matrix,
+        global_loads=code.global_loads,
+    )
+
+
+def _short(case: Any, operator: str) -> str:
+    return str(case.name).removeprefix(f"{operator}-")
+
+
+def versions() -> dict[str, str]:
+    """Of what compiled and disassembled."""
+    found = {"triton": triton_cases.require_triton(), "disassembler": tools.release("nvdisasm")}
+    return {**found, "assembler": tools.release("ptxas")}
+
+
+def as_json(operator: str, found: Sequence[Row]) -> dict[str, Any]:
+    """The report as a JSON document."""
+    return {"operator": operator, "versions": versions(), "rows": [asdict(row) for row in found]}
+
+
+def markdown(operator: str, found: Sequence[Row]) -> str:
+    """The report for people: a table an architecture."""
+    made = ", ".join(f"{name} {version}" for name, version in versions().items())
+    lines = [f"{operator}, compiled ahead of time ({made}); nothing here was measured"]
+    for architecture in dict.fromkeys(row.architecture for row in found):
+        table = [COLUMNS, *(row.cells() for row in found if row.architecture == architecture)]
+        widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
+        lines += ["", f"**{architecture}**", ""]
+        for number, cells in enumerate(table):
+            lines.append("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |")
+            if number == 0:
+                lines.append("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)

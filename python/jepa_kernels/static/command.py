@@ -32,6 +32,7 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="the main cases only")
     parser.add_argument("--filter", action="append", default=[], metavar="GLOB", help="only cases whose name matches")
+    parser.add_argument("--cold", action="store_true", help="leave Triton's cache aside, and tell how long each kernel compiles")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(handler=run)
 
@@ -40,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     """Runs the command; raises `StaticError` for what the user can mend."""
     if options.static:
         return _static(options)
-    given = [name for name in ("arch", "quick", "filter") if getattr(options, name)]
+    given = [name for name in ("arch", "quick", "filter", "cold") if getattr(options, name)]
     if given:
         raise StaticError(f"--{given[0]} belongs to --static: add --static, or leave it out")
     if options.operator not in registry.OPERATOR_NAMES:
@@ -60,9 +61,13 @@ def _static(options: argparse.Namespace) -> int:
 
     targets = report.architectures(options.arch)
     cases = report.chosen_cases(options.operator, options.quick, options.filter)
-    found = report.rows(options.operator, cases, targets, progress=lambda line: print(line, file=sys.stderr, flush=True))
+    found = report.rows(options.operator, cases, targets, _progress, options.cold)
     if options.json:
         print(json.dumps(report.as_json(options.operator, found), indent=1))
     else:
         print(report.markdown(options.operator, found))
     return OK
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

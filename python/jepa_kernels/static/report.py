@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,14 +19,15 @@ from .occupancy import ARCHITECTURES
 DEFAULT_ARCHITECTURE = 90  # where there is no GPU
 COLUMNS = (
     "kernel and case", "registers", "spill, bytes", "shared, bytes", "warps", "stages", "blocks an SM", "warps an SM",
-    "limited by", "matrix instructions", "global loads, by bits",
+    "limited by", "matrix instructions", "global loads, by bits", "compiled in, s",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """One kernel on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a block;
-    spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops counted once."""
+    spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops counted once;
+    compile_seconds: from source to machine code, where nothing came from a cache."""
 
     operator: str
     case: str
@@ -43,6 +46,7 @@ class Row:
     instructions: int
     matrix: dict[str, int]
     global_loads: dict[int, int]
+    compile_seconds: float | None
 
     def cells(self) -> tuple[str, ...]:
         matrix = ", ".join(f"{count} {name}" for name, count in self.matrix.items()) or "none"
@@ -50,7 +54,7 @@ class Row:
         return (
             self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps), str(self.stages),
             str(self.blocks_per_sm), f"{self.warps_per_sm} of {self.most_warps_per_sm}", ", ".join(self.limited_by),
-            matrix, loads,
+            matrix, loads, *([] if self.compile_seconds is None else [f"{self.compile_seconds:.1f}"]),
         )  # fmt: skip
 
 
@@ -88,21 +92,29 @@ def chosen_cases(operator: str, quick: bool, patterns: Sequence[str]) -> list[An
 
 
 def rows(
-    operator: str, cases: Sequence[Any], targets: Sequence[int], progress: Callable[[str], None] = lambda line: None
+    operator: str,
+    cases: Sequence[Any],
+    targets: Sequence[int],
+    progress: Callable[[str], None] = lambda line: None,
+    cold: bool = False,
 ) -> list[Row]:
-    """Compiles every case for every architecture and reads what comes out. progress gets a line before each."""
+    """Compiles every case for every architecture and reads what comes out. progress gets a line before each; cold leaves
+    Triton's cache aside and takes the time."""
     tools.require("cuobjdump")
     tools.require("nvdisasm")
     work = [(architecture, case) for architecture in targets for case in cases]
     found = []
-    for number, (architecture, case) in enumerate(work):
-        progress(f"{number + 1}/{len(work)} {_short(case, operator)} for sm_{architecture}")
-        found.append(_row(operator, case, architecture))
+    with triton_cases.empty_cache() if cold else contextlib.nullcontext():
+        for number, (architecture, case) in enumerate(work):
+            progress(f"{number + 1}/{len(work)} {_short(case, operator)} for sm_{architecture}")
+            found.append(_row(operator, case, architecture, cold))
     return found
 
 
-def _row(operator: str, case: Any, architecture: int) -> Row:
+def _row(operator: str, case: Any, architecture: int, timed: bool) -> Row:
+    begin = time.perf_counter()
     compiled = triton_cases.compile_case(case, architecture)
+    seconds = time.perf_counter() - begin
     needs = triton_cases.resources(compiled)
     code = machine_code.instructions(compiled.asm["cubin"])[compiled.metadata.name]
     resident = needs.occupancy(architecture)
@@ -124,6 +136,7 @@ def _row(operator: str, case: Any, architecture: int) -> Row:
         instructions=code.total,
         matrix=code.matrix,
         global_loads=code.global_loads,
+        compile_seconds=seconds if timed else None,
     )
 
 
@@ -133,8 +146,7 @@ def _short(case: Any, operator: str) -> str:
 
 def versions() -> dict[str, str]:
     """Of what compiled and disassembled."""
-    found = {"triton": triton_cases.require_triton(), "disassembler": tools.release("nvdisasm")}
-    return {**found, "assembler": tools.release("ptxas")}
+    return {"triton": triton_cases.require_triton(), **triton_cases.assemblers(), "nvdisasm": tools.release("nvdisasm")}
 
 
 def as_json(operator: str, found: Sequence[Row]) -> dict[str, Any]:
@@ -147,8 +159,9 @@ def markdown(operator: str, found: Sequence[Row]) -> str:
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
     lines = [f"{operator}, compiled ahead of time ({made}); nothing here was measured"]
     for architecture in dict.fromkeys(row.architecture for row in found):
-        table = [COLUMNS, *(row.cells() for row in found if row.architecture == architecture)]
-        widths = [max(len(cells[column]) for cells in table) for column in range(len(COLUMNS))]
+        cells_of_rows = [row.cells() for row in found if row.architecture == architecture]
+        table = [COLUMNS[: len(cells_of_rows[0])], *cells_of_rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += ["", f"**{architecture}**", ""]
         for number, cells in enumerate(table):
             lines.append("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |")

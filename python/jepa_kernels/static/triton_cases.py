@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import kernels
@@ -59,6 +62,24 @@ def require_triton() -> str:
     if triton.knobs.runtime.interpret:
         raise ToolMissingError("with TRITON_INTERPRET=1 Triton compiles nothing: unset it")
     return str(triton.__version__)
+
+
+def assemblers() -> dict[str, str]:
+    """Name and version of Triton's assemblers; the second one is for sm_100 and newer."""
+    import triton
+
+    tools = [getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell")]
+    return {Path(tool.path).name: str(tool.version) for tool in tools if tool is not None}
+
+
+@contextlib.contextmanager
+def empty_cache() -> Iterator[None]:
+    """Inside, Triton compiles as if it had never run here, and leaves nothing behind."""
+    import triton
+
+    with tempfile.TemporaryDirectory() as folder, triton.knobs.cache.scope():
+        triton.knobs.cache.dir = folder
+        yield
 
 
 def operators() -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from jepa_kernels.static import machine_code, tools
+from jepa_kernels.static import cuda_module, machine_code, tools
 from jepa_kernels.static.errors import ToolMissingError
 
 DISASSEMBLY = """
@@ -85,3 +85,21 @@ def test_a_tool_that_is_not_here_is_named(monkeypatch):
 def test_a_tool_that_fails_says_why():
     with pytest.raises(ToolMissingError, match="cuobjdump .* failed with code"):
         machine_code.usage(b"not machine code", 90)
+
+
+def test_finds_kernels_in_a_built_module(tmp_path):
+    """By source file; each architecture gets the newest code that it runs: sm_86 that of sm_80, and sm_120 nothing of sm_90a."""
+    if tools.find("nvcc") is None or tools.find("cuobjdump") is None:
+        pytest.skip("needs nvcc and cuobjdump")
+    source, module = tmp_path / "toy_operator.cu", tmp_path / "module.so"
+    source.write_text("namespace jepa { namespace {" + SOURCE + "} void use() { exchange<<<1, 96>>>(nullptr); } }")
+    targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
+    command = [tools.require("nvcc"), *targets, "-Xcompiler=-fPIC", "-shared", "-o", str(module), str(source)]
+    subprocess.run(command, check=True)
+    for architecture in (80, 86, 90):
+        kernels = cuda_module.kernels(module, "toy_operator", architecture)
+        exchange = next(kernel for kernel in kernels if "exchange" in kernel.name)
+        assert exchange.source == "toy_operator" and exchange.threads == 96 and exchange.usage.shared == 1200
+        assert exchange.instructions.global_loads == {32: 1}
+    assert cuda_module.kernels(module, "toy_operator", 120) == []
+    assert cuda_module.kernels(module, "other", 90) == []

@@ -25,7 +25,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--static",
         action="store_true",
-        help="compile the Triton kernels and tell registers, spills, shared memory, occupancy and instructions: seconds a kernel",
+        help="compile the Triton kernels (seconds each) and tell registers, spills, shared memory, occupancy and instructions; "
+        "of the CUDA module too, where it was built",
     )
     parser.add_argument(
         "--arch", metavar="NAMES", help="such as sm_90,sm_100, or all (default: of this machine's GPUs, otherwise sm_90)"
@@ -62,6 +63,8 @@ def _static(options: argparse.Namespace) -> int:
     targets = report.architectures(options.arch)
     cases = report.chosen_cases(options.operator, options.quick, options.filter)
     found = report.rows(options.operator, cases, targets, _progress, options.cold)
+    if not options.filter:
+        found += report.cuda_rows(options.operator, targets)
     if options.json:
         print(json.dumps(report.as_json(options.operator, found), indent=1))
     else:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from .. import hardware
-from . import machine_code, tools, triton_cases
+from . import cuda_module, machine_code, tools, triton_cases
 from .errors import StaticError
-from .occupancy import ARCHITECTURES
+from .occupancy import ARCHITECTURES, BLOCK_WARPS, WARP_THREADS, occupancy
 
+LARGEST_BLOCK = BLOCK_WARPS * WARP_THREADS
 DEFAULT_ARCHITECTURE = 90  # where there is no GPU
+CUDA_NOTE = ", CUDA C++ as built here (without the shared memory that launchers ask for: blocks are the most there can be)"
 COLUMNS = (
     "kernel and case", "registers", "spill, bytes", "shared, bytes", "warps", "stages", "blocks an SM", "warps an SM",
     "limited by", "matrix instructions", "global loads, by bits", "compiled in, s",
@@ -25,11 +27,13 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a block;
+    """One kernel of a backend on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a block;
     spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops counted once;
-    compile_seconds: from source to machine code, where nothing came from a cache."""
+    compile_seconds: from source to machine code, where nothing came from a cache. Of CUDA C++ kernels the shared memory that
+    their launchers ask for is not known: shared_bytes lacks it, and the resident blocks are the most that there can be."""
 
     operator: str
+    backend: str
     case: str
     architecture: str
     registers: int
@@ -38,7 +42,7 @@ class Row:
     shared_bytes: int
     tensor_memory_columns: int
     warps: int
-    stages: int
+    stages: int | None
     blocks_per_sm: int
     warps_per_sm: int
     most_warps_per_sm: int
@@ -52,7 +56,7 @@ class Row:
         matrix = ", ".join(f"{count} {name}" for name, count in self.matrix.items()) or "none"
         loads = ", ".join(f"{count} x {bits}" for bits, count in self.global_loads.items()) or "none"
         return (
-            self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps), str(self.stages),
+            self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps), str(self.stages or "-"),
             str(self.blocks_per_sm), f"{self.warps_per_sm} of {self.most_warps_per_sm}", ", ".join(self.limited_by),
             matrix, loads, *([] if self.compile_seconds is None else [f"{self.compile_seconds:.1f}"]),
         )  # fmt: skip
@@ -120,6 +124,7 @@ def _row(operator: str, case: Any, architecture: int, timed: bool) -> Row:
     resident = needs.occupancy(architecture)
     return Row(
         operator=operator,
+        backend="triton",
         case=_short(case, operator),
         architecture=f"sm_{architecture}",
         registers=needs.registers,
@@ -140,6 +145,40 @@ def _row(operator: str, case: Any, architecture: int, timed: bool) -> Row:
     )
 
 
+def cuda_rows(operator: str, targets: Sequence[int]) -> list[Row]:
+    """The operator's kernels in the built CUDA module; none where it was not built."""
+    module = cuda_module.module_path()
+    if module is None:
+        return []
+    return [_cuda_row(operator, kernel, target) for target in targets for kernel in cuda_module.kernels(module, operator, target)]
+
+
+def _cuda_row(operator: str, kernel: cuda_module.CudaKernel, architecture: int) -> Row:
+    warps = (kernel.threads or LARGEST_BLOCK) // WARP_THREADS
+    resident = occupancy(architecture, kernel.usage.registers, kernel.usage.shared, warps)
+    return Row(
+        operator=operator,
+        backend="cuda",
+        case=f"{kernel.source}: {kernel.name}",
+        architecture=f"sm_{architecture}",
+        registers=kernel.usage.registers,
+        spilled_bytes=kernel.usage.stack + kernel.usage.local,
+        spill_instructions=kernel.instructions.local_memory,
+        shared_bytes=kernel.usage.shared,
+        tensor_memory_columns=0,
+        warps=warps,
+        stages=None,
+        blocks_per_sm=resident.blocks,
+        warps_per_sm=resident.warps,
+        most_warps_per_sm=resident.most_warps,
+        limited_by=resident.limits,
+        instructions=kernel.instructions.total,
+        matrix=kernel.instructions.matrix,
+        global_loads=kernel.instructions.global_loads,
+        compile_seconds=None,
+    )
+
+
 def _short(case: Any, operator: str) -> str:
     return str(case.name).removeprefix(f"{operator}-")
 
@@ -155,14 +194,14 @@ def as_json(operator: str, found: Sequence[Row]) -> dict[str, Any]:
 
 
 def markdown(operator: str, found: Sequence[Row]) -> str:
-    """The report for people: a table an architecture."""
+    """The report for people: a table an architecture and backend."""
     made = ", ".join(f"{name} {version}" for name, version in versions().items())
-    lines = [f"{operator}, compiled ahead of time ({made}); nothing here was measured"]
-    for architecture in dict.fromkeys(row.architecture for row in found):
-        cells_of_rows = [row.cells() for row in found if row.architecture == architecture]
-        table = [COLUMNS[: len(cells_of_rows[0])], *cells_of_rows]
+    lines = [f"{operator}, compiled ahead of time ({made}); nothing here was measured on a GPU"]
+    for architecture, backend in dict.fromkeys((row.architecture, row.backend) for row in found):
+        chosen = [row.cells() for row in found if (row.architecture, row.backend) == (architecture, backend)]
+        table = [COLUMNS[: len(chosen[0])], *chosen]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines += ["", f"**{architecture}**", ""]
+        lines += ["", f"**{architecture}**{CUDA_NOTE if backend == 'cuda' else ''}", ""]
         for number, cells in enumerate(table):
             lines.append("| " + " | ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)) + " |")
             if number == 0:

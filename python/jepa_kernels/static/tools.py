@@ -43,11 +43,11 @@ def require(name: str) -> str:
     return path
 
 
-def output(name: str, *arguments: str) -> str:
-    """What a tool prints. cuobjdump finds nvdisasm on the PATH only."""
+def output(name: str, *arguments: str, folder: str | None = None) -> str:
+    """What a tool prints, run in a folder. cuobjdump finds nvdisasm on the PATH only."""
     path = require(name)
     environment = {**os.environ, "PATH": f"{Path(path).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    finished = subprocess.run([path, *arguments], env=environment, capture_output=True, text=True, check=False)
+    finished = subprocess.run([path, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise ToolMissingError(
             f"{path} {' '.join(arguments)} failed with code {finished.returncode}: {finished.stderr.strip()[-300:]}; "

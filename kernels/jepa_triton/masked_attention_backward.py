@@ -14,7 +14,6 @@ from .masked_attention_bounds import (
     RUNTIME_INTEGERS,
     first_query,
     grid_entry,
-    head_rows,
     key_limit,
     load_bool_tile,
     sequence_bounds,
@@ -284,13 +283,15 @@ def key_gradient_kernel(
     row = tile * BLOCK_N
     if row >= written:
         return
+    dk_row = dk_stride_n * STRIDE_UNIT
+    dv_row = dv_stride_n * STRIDE_UNIT
+    dk_base = dk_ptr + (batch * dk_stride_b + head * dk_stride_h + first * dk_stride_n) * STRIDE_UNIT
+    dv_base = dv_ptr + (batch * dv_stride_b + head * dv_stride_h + first * dv_stride_n) * STRIDE_UNIT
     if cu_seqlens_ptr is not None:
         if entry == num_sequences:
             step = num_tiles * BLOCK_N
-            dk_base = head_rows(dk_ptr, batch, head, first, dk_stride_b, dk_stride_h, dk_stride_n, STRIDE_UNIT)
-            dv_base = head_rows(dv_ptr, batch, head, first, dv_stride_b, dv_stride_h, dv_stride_n, STRIDE_UNIT)
-            store_zero_rows(dk_base, dk_stride_n * STRIDE_UNIT, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
-            store_zero_rows(dv_base, dv_stride_n * STRIDE_UNIT, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
+            store_zero_rows(dk_base, dk_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
+            store_zero_rows(dv_base, dv_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
             return
 
     keys_left = key_count - row  # 0 or less: no query sees this tile
@@ -354,8 +355,5 @@ def key_gradient_kernel(
     if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
         dk = keep_rows(dk, keys < key_count)
         dv = keep_rows(dv, keys < key_count)
-    # Addresses are worked out here, not before the loop, which has no register left for them.
-    dk_base = head_rows(dk_ptr, batch, head, token, dk_stride_b, dk_stride_h, dk_stride_n, STRIDE_UNIT)
-    dv_base = head_rows(dv_ptr, batch, head, token, dv_stride_b, dv_stride_h, dv_stride_n, STRIDE_UNIT)
-    store_segments(dk_base, dk_stride_n * STRIDE_UNIT, written - row, dk, HEAD_DIM, SEGMENTS)
-    store_segments(dv_base, dv_stride_n * STRIDE_UNIT, written - row, dv, HEAD_DIM, SEGMENTS)
+    store_segments(dk_base + row * dk_row, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
+    store_segments(dv_base + row * dv_row, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)

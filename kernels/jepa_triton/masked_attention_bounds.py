@@ -32,12 +32,6 @@ def grid_entry(tiles, num_heads):
 
 
 @triton.jit
-def head_rows(base, batch, head, token, stride_b, stride_h, stride_n, UNIT: tl.constexpr):
-    """Where the rows of one head from a token on begin. Strides are int64, so no product overflows."""
-    return base + (batch * stride_b + head * stride_h + token * stride_n) * UNIT
-
-
-@triton.jit
 def sequence_bounds(batch, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences):
     """(batch index, first token, query count, key count) of a grid entry; values on the device are clamped to the tensors.
 

@@ -69,8 +69,9 @@ def document():
 
 def test_a_row_tells_what_the_kernel_needs(document):
     report, rows = document
-    assert [(row.case.split("-")[0], row.architecture) for row in rows] == [("rotate_kernel", "sm_80"), ("rotate_kernel", "sm_100")]
+    assert [row.architecture for row in rows] == ["sm_80", "sm_100"]
     for row in rows:
+        assert row.case.startswith("rotate_kernel-64-") and row.backend == "triton"
         assert row.spilled_bytes == row.spill_instructions == 0 and 16 <= row.registers <= 64
         assert row.warps == 4 and row.stages == 1 and row.matrix == {}
         assert row.blocks_per_sm * 4 == row.warps_per_sm <= row.most_warps_per_sm == 64

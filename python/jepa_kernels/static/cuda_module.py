@@ -58,8 +58,11 @@ def kernels(module: Path, operator: str, architecture: int) -> list[CudaKernel]:
 
 def _of_architecture(paths: list[Path], architecture: int) -> list[Path]:
     """Machine code runs on its own architecture, and on later ones of the same major number; sm_90a only on its own."""
-    versions = {path: re.search(r"\.sm_(\d+)([af]?)\.cubin$", path.name) for path in paths}
-    numbers = {path: int(found[1]) for path, found in versions.items() if found and (not found[2] or int(found[1]) == architecture)}
+    numbers = {}
+    for path in paths:
+        found = re.search(r"\.sm_(\d+)([af]?)\.cubin$", path.name)
+        if found and (not found[2] or int(found[1]) == architecture):
+            numbers[path] = int(found[1])
     runnable = [number for number in numbers.values() if number // 10 == architecture // 10 and number <= architecture]
     return [path for path, number in numbers.items() if runnable and number == max(runnable)]
 

@@ -27,8 +27,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One kernel of a backend on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a block;
-    spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops counted once;
+    """One kernel of a backend on one architecture. Registers and spilled bytes are those of a thread, shared bytes those of a
+    block; spill_instructions: loads and stores of the stack; matrix, global_loads: counts in the machine code, loops once;
     compile_seconds: from source to machine code, where nothing came from a cache. Of CUDA C++ kernels the shared memory that
     their launchers ask for is not known: shared_bytes lacks it, and the resident blocks are the most that there can be."""
 
@@ -56,9 +56,9 @@ class Row:
         matrix = ", ".join(f"{count} {name}" for name, count in self.matrix.items()) or "none"
         loads = ", ".join(f"{count} x {bits}" for bits, count in self.global_loads.items()) or "none"
         return (
-            self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps), str(self.stages or "-"),
-            str(self.blocks_per_sm), f"{self.warps_per_sm} of {self.most_warps_per_sm}", ", ".join(self.limited_by),
-            matrix, loads, *([] if self.compile_seconds is None else [f"{self.compile_seconds:.1f}"]),
+            self.case, str(self.registers), str(self.spilled_bytes), str(self.shared_bytes), str(self.warps),
+            str(self.stages or "-"), str(self.blocks_per_sm), f"{self.warps_per_sm} of {self.most_warps_per_sm}",
+            ", ".join(self.limited_by), matrix, loads, *([] if self.compile_seconds is None else [f"{self.compile_seconds:.1f}"]),
         )  # fmt: skip
 
 

@@ -100,3 +100,22 @@ def test_the_default_architecture_is_that_of_the_gpu(monkeypatch):
     assert report.architectures(None) == [80, 100]
     assert report.architectures("sm_90, sm_90,sm_86") == [90, 86]
     assert report.architectures("all") == [80, 86, 90, 100, 120]
+
+
+def test_kernels_of_the_cuda_module_are_told_apart(document, monkeypatch):
+    report, rows = document
+    kernel = report.cuda_module.CudaKernel(
+        source="masked_attention",
+        name="attention_kernel<bf16>",
+        threads=128,
+        usage=report.machine_code.Usage(registers=168, stack=8, local=0, shared=1024),
+        instructions=report.machine_code.Instructions(total=900, matrix={"HMMA": 64}, local_memory=2, global_loads={128: 8}),
+    )
+    monkeypatch.setattr(report.cuda_module, "module_path", lambda: None)
+    assert report.cuda_rows("masked_attention", [90]) == []
+    monkeypatch.setattr(report.cuda_module, "module_path", lambda: "_cuda.so")
+    monkeypatch.setattr(report.cuda_module, "kernels", lambda module, operator, architecture: [kernel])
+    (row,) = report.cuda_rows("masked_attention", [90])
+    assert (row.backend, row.warps, row.blocks_per_sm, row.spilled_bytes, row.limited_by) == ("cuda", 4, 3, 8, ("registers",))
+    text = report.markdown("masked_attention", [*rows, row])
+    assert "**sm_90**, CUDA C++" in text and "| masked_attention: attention_kernel<bf16> |" in text and "64 HMMA" in text

@@ -65,7 +65,7 @@ def require_triton() -> str:
 
 
 def assemblers() -> dict[str, str]:
-    """Name and version of Triton's assemblers; the second one is for sm_100 and newer."""
+    """Name and version of Triton's assemblers. The second is for newer architectures; from which on depends on the version."""
     import triton
 
     tools = [getattr(triton.knobs.nvidia, name, None) for name in ("ptxas", "ptxas_blackwell")]

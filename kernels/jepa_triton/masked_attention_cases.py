@@ -34,6 +34,7 @@ FULL = (
     (128, torch.float16, "frame_causal", True, TOKENS),
     (128, torch.float32, "bool", True, TOKENS),
     (256, torch.bfloat16, "frame_causal", True, TOKENS),
+    (256, torch.bfloat16, "frame_causal", True, SHORT),
     (256, torch.bfloat16, "bool", True, TOKENS),
     (256, torch.float32, "frame_causal", True, TOKENS),
 )

@@ -47,10 +47,11 @@ def kernels(module: Path, operator: str, architecture: int) -> list[CudaKernel]:
         tools.output("cuobjdump", "--extract-elf", "all", str(module.resolve()), folder=folder)
         for path in _of_architecture(sorted(Path(folder).glob("*.cubin")), architecture):
             cubin = path.read_bytes()
-            sources = {name: source[1] for name in block_sizes(cubin) if (source := _SOURCE.search(name))}
-            if not any(source.startswith(operator) for source in sources.values()):
+            threads = block_sizes(cubin)
+            sources = {name: match[1] for name in threads if (match := _SOURCE.search(name)) and match[1].startswith(operator)}
+            if not sources:
                 continue
-            threads, code, needs = block_sizes(cubin), instructions(cubin), usage(cubin, architecture)
+            code, needs = instructions(cubin), usage(cubin, architecture)
             for name, source in sources.items():
                 found.append(CudaKernel(source, _readable(name), threads[name], needs[name], code[name]))
     return sorted(found, key=lambda kernel: (kernel.source, kernel.name))

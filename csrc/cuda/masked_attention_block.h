@@ -1,0 +1,380 @@
+// What a block of the attention forward does, thread by thread. Instructions come from a Machine: those of a GPU (DeviceMachine in
+// masked_attention.cu), or their emulation, with which a test runs this very source on the host.
+#pragma once
+
+#include <cstdint>
+
+#include "masked_attention_layout.h"
+
+#if defined(__CUDACC__)
+#define JEPA_DEVICE __device__ __forceinline__
+#define JEPA_UNROLL _Pragma("unroll")
+#else
+#define JEPA_DEVICE inline
+#define JEPA_UNROLL
+#endif
+
+namespace jepa {
+namespace {
+
+constexpr float kLn2 = 0.6931471805599453f;
+
+// 16 bytes: eight values of 16 bits, or four of 32.
+struct alignas(16) Chunk {
+  uint32_t word[4];
+};
+
+// Rotates eight channels in float32 and rounds them once.
+template <typename Machine, typename Value>
+JEPA_DEVICE Chunk rotated(const Chunk& x, const float* cos, const float* sin) {
+  Chunk result;
+  JEPA_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    const Chunk c = Machine::load_16(cos + 4 * half), s = Machine::load_16(sin + 4 * half);
+    JEPA_UNROLL
+    for (int pair = 0; pair < 2; ++pair) {
+      const auto value = Machine::template values<Value>(x.word[2 * half + pair]);
+      result.word[2 * half + pair] =
+          Machine::template pair<Value>(value.x * bits_float(c.word[2 * pair]) + value.y * bits_float(s.word[2 * pair]),
+                                        value.y * bits_float(c.word[2 * pair + 1]) + value.x * bits_float(s.word[2 * pair + 1]));
+    }
+  }
+  return result;
+}
+
+// One chunk of the keys, in as many heads as a thread takes, so that a row of the tables is read once for them.
+constexpr int kHeadsPerThread = 4;
+inline int64_t rotate_items(const RotateKeysCall& call) {
+  const int64_t groups = (call.heads + kHeadsPerThread - 1) / kHeadsPerThread;
+  return call.batch * groups * call.key_len * (call.head_dim / kChunk);
+}
+
+template <typename Machine, typename Value>
+JEPA_DEVICE void rotate_key_chunk(const RotateKeysCall& call, int64_t item) {
+  const int chunks = call.head_dim / kChunk, groups = (call.heads + kHeadsPerThread - 1) / kHeadsPerThread;
+  const int chunk = static_cast<int>(item % chunks);
+  const int64_t row_item = item / chunks;
+  const int row = static_cast<int>(row_item % call.key_len);
+  const int64_t group_item = row_item / call.key_len;
+  const int head = static_cast<int>(group_item % groups) * kHeadsPerThread;
+  const int64_t batch = group_item / groups;
+  if (batch >= call.batch) return;
+  const int64_t place = batch * call.tables.batch_stride + static_cast<int64_t>(row) * call.head_dim + chunk * kChunk;
+  const auto at = [&](const HeadRows& rows, int h) {
+    return static_cast<uint16_t*>(rows.data) + batch * rows.batch_stride + h * rows.head_stride + row * rows.row_stride +
+           chunk * kChunk;
+  };
+  for (int h = head; h < head + kHeadsPerThread && h < call.heads; ++h)
+    Machine::store_16(at(call.out, h), rotated<Machine, Value>(Machine::load_16(at(call.keys, h)), call.tables.cos + place,
+                                                               call.tables.sin + place));
+}
+
+template <typename Machine, typename Value, typename Shape>
+struct AttentionBlock {
+  static constexpr int kKeyColumns = Shape::kKeys / 8, kRowTiles = Shape::kRowTiles;
+  template <int kColumns>
+  using Sums = float[kRowTiles][kColumns][4];  // 16 x 8 a tile: rows lane / 4 and lane / 4 + 8, two columns from 2 (lane % 4) each
+
+  // Fragments of this warp's queries, which stay in registers.
+  struct Queries {
+    uint32_t steps[kRowTiles][Shape::kSteps][4];
+    uint32_t tail[kRowTiles][4];  // the first two registers: 16 x 8
+  };
+
+  const MaskedAttentionCall& call;
+  uint16_t* const shared;
+  const BlockRange range;
+  const int lane, warp_row;  // first of this warp's queries, within the block
+
+  JEPA_DEVICE AttentionBlock(const MaskedAttentionCall& call_, uint16_t* shared_, const BlockRange& range_)
+      : call(call_),
+        shared(shared_),
+        range(range_),
+        lane(Machine::thread() % 32),
+        warp_row(Machine::thread() / 32 * 16 * kRowTiles) {}
+
+  JEPA_DEVICE static int element(int row, int chunk) { return head_element<Shape::kHeadDim>(row, chunk); }
+
+  JEPA_DEVICE uint16_t* rows_of(const HeadRows& tensor, int row) const {
+    return static_cast<uint16_t*>(tensor.data) + range.batch * tensor.batch_stride + range.head * tensor.head_stride +
+           (static_cast<int64_t>(range.first) + row) * tensor.row_stride;
+  }
+
+  // Keys and values from `key` on into a stage. Rows from `end` on become zeros: what they hold must not matter.
+  JEPA_DEVICE void copy_stage(int stage, int key, int end) const {
+    uint16_t* const keys = shared + stage * Shape::kStageElements;
+    copy_tile(keys, rows_of(call.k, key), call.k.row_stride, end - key);
+    copy_tile(keys + Shape::kTileElements, rows_of(call.v, key), call.v.row_stride, end - key);
+  }
+
+  JEPA_DEVICE static void copy_tile(uint16_t* tile, const uint16_t* from, int64_t stride, int rows_left) {
+    const int chunk = Machine::thread() % Shape::kLanesPerRow, first = Machine::thread() / Shape::kLanesPerRow;
+    if (chunk >= Shape::kChunks) return;
+    JEPA_UNROLL
+    for (int pass = 0; pass < Shape::kKeys / Shape::kRowsPerPass; ++pass) {
+      const int row = first + pass * Shape::kRowsPerPass;
+      const bool inside = row < rows_left;
+      Machine::copy_async(tile + element(row, chunk), from + (inside ? row * stride : 0) + chunk * kChunk, inside);
+    }
+  }
+
+  // This block's queries, rotated, into the second stage, which the first keys do not need yet.
+  JEPA_DEVICE void store_queries() const {
+    uint16_t* const tile = shared + Shape::kStageElements;
+    const int chunk = Machine::thread() % Shape::kLanesPerRow;
+    if (chunk >= Shape::kChunks) return;
+    const uint16_t* const from = rows_of(call.q, range.row) + chunk * kChunk;
+    const int64_t table = range.batch * call.query_tables.batch_stride +
+                          (static_cast<int64_t>(range.first) + range.row) * Shape::kHeadDim + chunk * kChunk;
+    for (int row = Machine::thread() / Shape::kLanesPerRow; row < Shape::kRows; row += Shape::kRowsPerPass) {
+      Chunk x{};
+      if (range.row + row < range.query_count) {
+        x = Machine::load_16(from + row * call.q.row_stride);
+        if (call.query_tables.cos != nullptr)
+          x = rotated<Machine, Value>(x, call.query_tables.cos + table + row * Shape::kHeadDim,
+                                      call.query_tables.sin + table + row * Shape::kHeadDim);
+        JEPA_UNROLL
+        for (uint32_t& word : x.word) word = (word & call.query_keep) ^ call.query_flip;
+      }
+      *reinterpret_cast<Chunk*>(tile + element(row, chunk)) = x;
+    }
+  }
+
+  JEPA_DEVICE void load_queries(Queries& queries) const {
+    const uint16_t* const tile = shared + Shape::kStageElements;
+    const MatrixPlace at = rows_first(lane);
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      JEPA_UNROLL
+      for (int step = 0; step < Shape::kSteps; ++step)
+        Machine::load_matrices(queries.steps[m][step], tile + element(warp_row + 16 * m + at.row, 2 * step + at.chunk));
+      // Two matrices would do; the other two are the same again, and are not used.
+      if constexpr (Shape::kTail)
+        Machine::load_matrices(queries.tail[m], tile + element(warp_row + 16 * m + at.row, 2 * Shape::kSteps));
+    }
+  }
+
+  // scores = queries @ keys^T
+  JEPA_DEVICE void multiply_keys(Sums<kKeyColumns>& scores, const Queries& queries, const uint16_t* keys) const {
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m)
+      JEPA_UNROLL
+      for (int n = 0; n < kKeyColumns; ++n)
+        JEPA_UNROLL
+        for (int i = 0; i < 4; ++i) scores[m][n][i] = 0.0f;
+    const MatrixPlace at = channels_first(lane);
+    JEPA_UNROLL
+    for (int step = 0; step < Shape::kSteps; ++step)
+      JEPA_UNROLL
+      for (int n = 0; n < kKeyColumns / 2; ++n) {
+        uint32_t right[4];
+        Machine::load_matrices(right, keys + element(16 * n + at.row, 2 * step + at.chunk));
+        JEPA_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          Machine::template multiply_add<Value>(scores[m][2 * n], queries.steps[m][step], right[0], right[1]);
+          Machine::template multiply_add<Value>(scores[m][2 * n + 1], queries.steps[m][step], right[2], right[3]);
+        }
+      }
+    if constexpr (Shape::kTail) {
+      JEPA_UNROLL
+      for (int n = 0; n < kKeyColumns / 4; ++n) {
+        uint32_t right[4];  // of 32 keys
+        Machine::load_matrices(right, keys + element(32 * n + lane, 2 * Shape::kSteps));
+        JEPA_UNROLL
+        for (int m = 0; m < kRowTiles; ++m)
+          JEPA_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const uint32_t left[2] = {queries.tail[m][0], queries.tail[m][1]};
+            Machine::template multiply_add<Value>(scores[m][4 * n + i], left, right[i]);
+          }
+      }
+    }
+  }
+
+  JEPA_DEVICE int query_of(int m, int half) const { return range.row + warp_row + 16 * m + 8 * half + lane / 4; }
+
+  // -inf where a query does not see a key.
+  JEPA_DEVICE void hide(Sums<kKeyColumns>& scores, int first_key) const {
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m)
+      JEPA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int limit = key_limit(call, range.key_count, query_of(m, half)) - first_key - 2 * (lane % 4);
+        JEPA_UNROLL
+        for (int n = 0; n < kKeyColumns; ++n)
+          JEPA_UNROLL
+          for (int i = 0; i < 2; ++i)
+            if (8 * n + i >= limit) scores[m][n][2 * half + i] = bits_float(0xff800000u);
+      }
+  }
+
+  // Online softmax in base 2: scores become weights relative to the new maximum, and what was summed before shrinks to it.
+  JEPA_DEVICE void update(Sums<kKeyColumns>& scores, Sums<Shape::kColumnTiles>& sums, float (&row_max)[kRowTiles][2],
+                          float (&row_sum)[kRowTiles][2]) const {
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m)
+      JEPA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        float top = scores[m][0][2 * half];
+        JEPA_UNROLL
+        for (int n = 0; n < kKeyColumns; ++n)
+          JEPA_UNROLL
+          for (int i = 0; i < 2; ++i) top = Machine::larger(top, scores[m][n][2 * half + i]);
+        top = Machine::larger(top, Machine::exchange(top, 1));
+        top = Machine::larger(top, Machine::exchange(top, 2)) * call.scale_log2;
+        const float new_max = Machine::larger(row_max[m][half], top);
+        // A row that has seen no key yet would compute -inf - -inf.
+        const float finite_max = new_max == bits_float(0xff800000u) ? 0.0f : new_max;
+        const float decay = Machine::power_of_2(row_max[m][half] - finite_max);
+        row_max[m][half] = new_max;
+        float sum = 0.0f;
+        JEPA_UNROLL
+        for (int n = 0; n < kKeyColumns; ++n)
+          JEPA_UNROLL
+          for (int i = 0; i < 2; ++i) {
+            float& score = scores[m][n][2 * half + i];
+            score = Machine::power_of_2(score * call.scale_log2 - finite_max);
+            sum += score;
+          }
+        row_sum[m][half] = row_sum[m][half] * decay + sum;  // of this lane's columns; lanes are added at the end
+        JEPA_UNROLL
+        for (int c = 0; c < Shape::kColumnTiles; ++c)
+          JEPA_UNROLL
+          for (int i = 0; i < 2; ++i) sums[m][c][2 * half + i] *= decay;
+      }
+  }
+
+  // sums += weights @ values. Two neighbouring tiles of scores, rounded, are the left fragment of a product over their 16 keys.
+  JEPA_DEVICE void multiply_values(Sums<Shape::kColumnTiles>& sums, const Sums<kKeyColumns>& weights, const uint16_t* values) const {
+    const MatrixPlace at = rows_first(lane);
+    uint32_t tail[4];
+    JEPA_UNROLL
+    for (int step = 0; step < Shape::kKeys / 16; ++step) {
+      uint32_t left[kRowTiles][4];
+      JEPA_UNROLL
+      for (int m = 0; m < kRowTiles; ++m)
+        JEPA_UNROLL
+        for (int i = 0; i < 4; ++i)
+          left[m][i] = Machine::template pair<Value>(weights[m][2 * step + i / 2][2 * (i % 2)],
+                                                     weights[m][2 * step + i / 2][2 * (i % 2) + 1]);
+      JEPA_UNROLL
+      for (int c = 0; c < Shape::kSteps; ++c) {
+        uint32_t right[4];
+        Machine::load_transposed_matrices(right, values + element(16 * step + at.row, 2 * c + at.chunk));
+        JEPA_UNROLL
+        for (int m = 0; m < kRowTiles; ++m) {
+          Machine::template multiply_add<Value>(sums[m][2 * c], left[m], right[0], right[1]);
+          Machine::template multiply_add<Value>(sums[m][2 * c + 1], left[m], right[2], right[3]);
+        }
+      }
+      if constexpr (Shape::kTail) {
+        // The last eight channels of 32 keys: enough for two steps.
+        if (step % 2 == 0) Machine::load_transposed_matrices(tail, values + element(16 * step + lane, 2 * Shape::kSteps));
+        JEPA_UNROLL
+        for (int m = 0; m < kRowTiles; ++m)
+          Machine::template multiply_add<Value>(sums[m][2 * Shape::kSteps], left[m], tail[2 * (step % 2)], tail[2 * (step % 2) + 1]);
+      }
+    }
+  }
+
+  JEPA_DEVICE float* lse_row(int row) const {
+    return call.lse + (static_cast<int64_t>(range.batch) * call.heads + range.head) * call.query_len + range.first + row;
+  }
+
+  // Divides by the sums and writes the result, by way of shared memory so that 16 bytes of a row are stored at once.
+  JEPA_DEVICE void store(const Sums<Shape::kColumnTiles>& sums, const float (&row_max)[kRowTiles][2],
+                         const float (&row_sum)[kRowTiles][2]) const {
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m)
+      JEPA_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        float sum = row_sum[m][half];
+        sum += Machine::exchange(sum, 1);
+        sum += Machine::exchange(sum, 2);
+        // No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        const int row = query_of(m, half);
+        if (lane % 4 == 0 && row < range.query_count) *lse_row(row) = (row_max[m][half] + Machine::logarithm_2(sum)) * kLn2;
+        JEPA_UNROLL
+        for (int c = 0; c < Shape::kColumnTiles; ++c) {
+          uint16_t* const to = shared + element(row - range.row, c) + 2 * (lane % 4);
+          *reinterpret_cast<uint32_t*>(to) =
+              Machine::template pair<Value>(sums[m][c][2 * half] * inverse, sums[m][c][2 * half + 1] * inverse);
+        }
+      }
+    Machine::synchronise_warp();
+    const int chunk = lane % Shape::kLanesPerRow;
+    if (chunk >= Shape::kChunks) return;
+    JEPA_UNROLL
+    for (int pass = 0; pass < 16 * kRowTiles / (32 / Shape::kLanesPerRow); ++pass) {
+      const int row = warp_row + lane / Shape::kLanesPerRow + pass * (32 / Shape::kLanesPerRow);
+      if (range.row + row < range.query_count)
+        Machine::store_16(rows_of(call.out, range.row + row) + chunk * kChunk,
+                          *reinterpret_cast<const Chunk*>(shared + element(row, chunk)));
+    }
+  }
+
+  JEPA_DEVICE void attend() const {
+    const int last = (range.row + Shape::kRows < range.query_count ? range.row + Shape::kRows : range.query_count) - 1;
+    const int end = key_limit(call, range.key_count, last), unmasked = key_limit(call, range.key_count, range.row);
+    // Of this warp alone: it has nothing to do with keys beyond its own last query's limit, and none at all without queries.
+    const int warp_first = range.row + warp_row, warp_last = warp_first + 16 * kRowTiles - 1;
+    const int warp_end =
+        warp_first < range.query_count ? key_limit(call, range.key_count, warp_last < last ? warp_last : last) : 0;
+    if (end > 0) copy_stage(0, 0, end);
+    store_queries();
+    Machine::synchronise();
+    Queries queries;
+    load_queries(queries);
+    Sums<Shape::kColumnTiles> sums;
+    float row_max[kRowTiles][2], row_sum[kRowTiles][2];
+    JEPA_UNROLL
+    for (int m = 0; m < kRowTiles; ++m) {
+      JEPA_UNROLL
+      for (int c = 0; c < Shape::kColumnTiles; ++c)
+        JEPA_UNROLL
+        for (int i = 0; i < 4; ++i) sums[m][c][i] = 0.0f;
+      JEPA_UNROLL
+      for (int half = 0; half < 2; ++half) row_max[m][half] = bits_float(0xff800000u), row_sum[m][half] = 0.0f;
+    }
+    for (int key = 0, stage = 0; key < end; key += Shape::kKeys, stage ^= 1) {
+      Machine::wait_for_copies();
+      Machine::synchronise();  // this stage has arrived for all, and nobody reads the other one any more
+      if (key + Shape::kKeys < end) copy_stage(stage ^ 1, key + Shape::kKeys, end);
+      if (key >= warp_end) continue;
+      const uint16_t* const keys = shared + stage * Shape::kStageElements;
+      Sums<kKeyColumns> scores;
+      multiply_keys(scores, queries, keys);
+      if (key + Shape::kKeys > unmasked) hide(scores, key);
+      update(scores, sums, row_max, row_sum);
+      multiply_values(sums, scores, keys + Shape::kTileElements);
+    }
+    Machine::synchronise();  // the stages take the results
+    store(sums, row_max, row_sum);
+  }
+
+  // Rows of the tokens that no sequence holds, from this block's first on, a whole grid of blocks apart.
+  JEPA_DEVICE void store_zeros(int tiles) const {
+    for (int row = range.row; row < range.query_count; row += tiles * Shape::kRows)
+      for (int item = Machine::thread(); item < Shape::kRows * Shape::kChunks; item += kAttentionThreads) {
+        const int at = row + item / Shape::kChunks;
+        if (at >= range.query_count) break;
+        Machine::store_16(rows_of(call.out, at) + item % Shape::kChunks * kChunk, Chunk{});
+        if (item % Shape::kChunks == 0) *lse_row(at) = bits_float(0xff800000u);
+      }
+  }
+};
+
+template <typename Machine, typename Value, typename Shape>
+JEPA_DEVICE void attention_block(const MaskedAttentionCall& call, uint16_t* shared, int64_t block, int tiles) {
+  const BlockRange range = block_range(call, block, tiles, Shape::kRows);
+  if (range.row >= range.query_count) return;
+  const AttentionBlock<Machine, Value, Shape> program(call, shared, range);
+  if (range.leftover)
+    program.store_zeros(tiles);
+  else
+    program.attend();
+}
+
+}  // namespace
+}  // namespace jepa

@@ -106,9 +106,6 @@ void launch_fitting(const MaskedAttentionCall& call, cudaStream_t stream) {
 template <typename Value>
 void launch_head_dim(const MaskedAttentionCall& call, cudaStream_t stream) {
   switch (call.head_dim) {
-#ifdef ONLY
-    case ONLY: return launch<Value, AttentionShape<ONLY, ROWT>>(call, stream);
-#else
     case 32:
       return launch_fitting<Value, 32>(call, stream);
     case 64:
@@ -117,7 +114,6 @@ void launch_head_dim(const MaskedAttentionCall& call, cudaStream_t stream) {
       return launch_fitting<Value, 80>(call, stream);
     case 88:
       return launch_fitting<Value, 88>(call, stream);
-#endif
     default:
       fail("masked_attention: no CUDA kernel for head dim " + std::to_string(call.head_dim));
   }
@@ -126,9 +122,7 @@ void launch_head_dim(const MaskedAttentionCall& call, cudaStream_t stream) {
 template <typename Run>
 void with_value(DType dtype, Run run) {
   if (dtype == DType::kBFloat16) return run(bf16{});
-#ifndef ONLY
   if (dtype == DType::kFloat16) return run(fp16{});
-#endif
   fail(std::string("masked_attention: no CUDA kernel for ") + name_of(dtype));
 }
 

@@ -55,13 +55,6 @@ JEPA_HOST_DEVICE inline MatrixPlace rows_first(int lane) { return {lane & 15, la
 // 16 rows by 16 channels: channels first. Keys.
 JEPA_HOST_DEVICE inline MatrixPlace channels_first(int lane) { return {(lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1}; }
 
-// The scale's size goes into the exponents, its sign, or 0, into the queries' bits, so that the largest score has the largest weight.
-inline void set_scale(MaskedAttentionCall& call, double scale) {
-  call.scale_log2 = static_cast<float>((scale < 0 ? -scale : scale) * 1.4426950408889634);
-  call.query_keep = 0xffffffffu, call.query_flip = scale < 0 ? 0x80008000u : 0;
-  if (call.scale_log2 == 0.0f) call.scale_log2 = 1.0f, call.query_keep = call.query_flip = 0;
-}
-
 // Queries of the longest sequence, and sequences: the grid's size.
 inline int longest_sequence(const MaskedAttentionCall& call) { return call.cu_seqlens != nullptr ? call.max_seqlen : call.query_len; }
 inline int grid_entries(const MaskedAttentionCall& call) { return call.cu_seqlens != nullptr ? call.num_sequences + 1 : call.batch; }
@@ -108,7 +101,7 @@ JEPA_HOST_DEVICE inline BlockRange block_range(const MaskedAttentionCall& call, 
 JEPA_HOST_DEVICE inline int key_limit(const MaskedAttentionCall& call, int key_count, int query) {
   if (call.tokens_per_frame == 0) return key_count;
   const int64_t limit =
-      static_cast<int64_t>(call.query_frame_offset + query / call.tokens_per_frame + 1) * call.tokens_per_frame;
+      (static_cast<int64_t>(call.query_frame_offset) + query / call.tokens_per_frame + 1) * call.tokens_per_frame;
   return limit < 0 ? 0 : limit < key_count ? static_cast<int>(limit) : key_count;
 }
 

@@ -32,9 +32,16 @@ struct MaskedAttentionCall {
   int num_sequences, max_seqlen;  // with cu_seqlens
   int tokens_per_frame;           // 0: not frame-causal
   int query_frame_offset;
-  float scale_log2;                     // |scale| log2(e), above 0
-  uint32_t query_keep, query_flip;      // bits of each pair of query values that stay, and that are inverted: the scale's sign
+  float scale_log2;                 // |scale| log2(e), above 0
+  uint32_t query_keep, query_flip;  // bits of a pair of query values that stay, and that are inverted: the scale's sign
 };
+
+// The scale's size goes into the exponents, its sign, or 0, into the queries' bits, so that the largest score has the largest weight.
+inline void set_scale(MaskedAttentionCall& call, double scale) {
+  call.scale_log2 = static_cast<float>((scale < 0 ? -scale : scale) * 1.4426950408889634);
+  call.query_keep = 0xffffffffu, call.query_flip = scale < 0 ? 0x80008000u : 0;
+  if (call.scale_log2 == 0.0f) call.scale_log2 = 1.0f, call.query_keep = call.query_flip = 0;
+}
 
 struct RotateKeysCall {
   HeadRows keys, out;

@@ -55,11 +55,12 @@ struct DeviceMachine {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
     return result;
   }
+  static __device__ float reciprocal(float x) { return __fdividef(1.0f, x); }
   static __device__ float logarithm_2(float x) { return __log2f(x); }
 };
 
 template <typename Value, typename Shape>
-__global__ void __launch_bounds__(kAttentionThreads) attention_kernel(const __grid_constant__ MaskedAttentionCall call, int tiles) {
+__global__ void __launch_bounds__(kAttentionThreads, Shape::kBlocksPerProcessor) attention_kernel(const __grid_constant__ MaskedAttentionCall call, int tiles) {
   extern __shared__ __align__(128) uint16_t shared[];
   attention_block<DeviceMachine, Value, Shape>(call, shared, blockIdx.x, tiles);
 }

@@ -93,28 +93,34 @@ struct AttentionBlock {
         lane(Machine::thread() % 32),
         warp_row(Machine::thread() / 32 * 16 * kRowTiles) {}
 
-  JEPA_DEVICE static int element(int row, int chunk) { return head_element<Shape::kHeadDim>(row, chunk); }
+  // `further` rows below, a multiple of 8, chunks are exchanged alike: a constant distance, which an instruction holds by itself.
+  JEPA_DEVICE static int element(int row, int chunk, int further = 0) {
+    return head_element<Shape::kHeadDim>(row, chunk) + further * Shape::kHeadDim;
+  }
 
   JEPA_DEVICE uint16_t* rows_of(const HeadRows& tensor, int row) const {
     return static_cast<uint16_t*>(tensor.data) + range.batch * tensor.batch_stride + range.head * tensor.head_stride +
            (static_cast<int64_t>(range.first) + row) * tensor.row_stride;
   }
 
-  // Keys and values from `key` on into a stage. Rows from `end` on become zeros: what they hold must not matter.
-  JEPA_DEVICE void copy_stage(int stage, int key, int end) const {
-    uint16_t* const keys = shared + stage * Shape::kStageElements;
-    copy_tile(keys, rows_of(call.k, key), call.k.row_stride, end - key);
-    copy_tile(keys + Shape::kTileElements, rows_of(call.v, key), call.v.row_stride, end - key);
+  // This thread's first chunk of a tensor's tiles.
+  JEPA_DEVICE const uint16_t* first_chunk(const HeadRows& tensor) const {
+    return rows_of(tensor, Machine::thread() / Shape::kLanesPerRow) + Machine::thread() % Shape::kLanesPerRow * kChunk;
   }
 
-  JEPA_DEVICE static void copy_tile(uint16_t* tile, const uint16_t* from, int64_t stride, int rows_left) {
+  // The next keys and values into a stage. Rows from `rows_left` on become zeros: what they hold must not matter.
+  JEPA_DEVICE void copy_stage(int stage, const uint16_t*& keys, const uint16_t*& values, int rows_left) const {
+    uint16_t* const tile = shared + stage * Shape::kStageElements;
+    copy_tile(tile, keys, call.k.row_stride, rows_left);
+    copy_tile(tile + Shape::kTileElements, values, call.v.row_stride, rows_left);
+  }
+
+  JEPA_DEVICE static void copy_tile(uint16_t* tile, const uint16_t*& from, int64_t stride, int rows_left) {
     const int chunk = Machine::thread() % Shape::kLanesPerRow, first = Machine::thread() / Shape::kLanesPerRow;
-    if (chunk >= Shape::kChunks) return;
     JEPA_UNROLL
-    for (int pass = 0; pass < Shape::kKeys / Shape::kRowsPerPass; ++pass) {
-      const int row = first + pass * Shape::kRowsPerPass;
-      const bool inside = row < rows_left;
-      Machine::copy_async(tile + element(row, chunk), from + (inside ? row * stride : 0) + chunk * kChunk, inside);
+    for (int pass = 0; pass < Shape::kKeys / Shape::kRowsPerPass; ++pass, from += Shape::kRowsPerPass * stride) {
+      const int further = pass * Shape::kRowsPerPass;
+      if (chunk < Shape::kChunks) Machine::copy_async(tile + element(first, chunk, further), from, first + further < rows_left);
     }
   }
 
@@ -147,10 +153,10 @@ struct AttentionBlock {
     for (int m = 0; m < kRowTiles; ++m) {
       JEPA_UNROLL
       for (int step = 0; step < Shape::kSteps; ++step)
-        Machine::load_matrices(queries.steps[m][step], tile + element(warp_row + 16 * m + at.row, 2 * step + at.chunk));
+        Machine::load_matrices(queries.steps[m][step], tile + element(at.row, 2 * step + at.chunk, warp_row + 16 * m));
       // Two matrices would do; the other two are the same again, and are not used.
       if constexpr (Shape::kTail)
-        Machine::load_matrices(queries.tail[m], tile + element(warp_row + 16 * m + at.row, 2 * Shape::kSteps));
+        Machine::load_matrices(queries.tail[m], tile + element(at.row, 2 * Shape::kSteps, warp_row + 16 * m));
     }
   }
 
@@ -168,7 +174,7 @@ struct AttentionBlock {
       JEPA_UNROLL
       for (int n = 0; n < kKeyColumns / 2; ++n) {
         uint32_t right[4];
-        Machine::load_matrices(right, keys + element(16 * n + at.row, 2 * step + at.chunk));
+        Machine::load_matrices(right, keys + element(at.row, 2 * step + at.chunk, 16 * n));
         JEPA_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           Machine::template multiply_add<Value>(scores[m][2 * n], queries.steps[m][step], right[0], right[1]);
@@ -179,7 +185,7 @@ struct AttentionBlock {
       JEPA_UNROLL
       for (int n = 0; n < kKeyColumns / 4; ++n) {
         uint32_t right[4];  // of 32 keys
-        Machine::load_matrices(right, keys + element(32 * n + lane, 2 * Shape::kSteps));
+        Machine::load_matrices(right, keys + element(lane, 2 * Shape::kSteps, 32 * n));
         JEPA_UNROLL
         for (int m = 0; m < kRowTiles; ++m)
           JEPA_UNROLL
@@ -260,7 +266,7 @@ struct AttentionBlock {
       JEPA_UNROLL
       for (int c = 0; c < Shape::kSteps; ++c) {
         uint32_t right[4];
-        Machine::load_transposed_matrices(right, values + element(16 * step + at.row, 2 * c + at.chunk));
+        Machine::load_transposed_matrices(right, values + element(at.row, 2 * c + at.chunk, 16 * step));
         JEPA_UNROLL
         for (int m = 0; m < kRowTiles; ++m) {
           Machine::template multiply_add<Value>(sums[m][2 * c], left[m], right[0], right[1]);
@@ -269,7 +275,7 @@ struct AttentionBlock {
       }
       if constexpr (Shape::kTail) {
         // The last eight channels of 32 keys: enough for two steps.
-        if (step % 2 == 0) Machine::load_transposed_matrices(tail, values + element(16 * step + lane, 2 * Shape::kSteps));
+        if (step % 2 == 0) Machine::load_transposed_matrices(tail, values + element(lane, 2 * Shape::kSteps, 16 * step));
         JEPA_UNROLL
         for (int m = 0; m < kRowTiles; ++m)
           Machine::template multiply_add<Value>(sums[m][2 * Shape::kSteps], left[m], tail[2 * (step % 2)], tail[2 * (step % 2) + 1]);
@@ -292,12 +298,12 @@ struct AttentionBlock {
         sum += Machine::exchange(sum, 1);
         sum += Machine::exchange(sum, 2);
         // No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.
-        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        const float inverse = sum == 0.0f ? 0.0f : Machine::reciprocal(sum);
         const int row = query_of(m, half);
         if (lane % 4 == 0 && row < range.query_count) *lse_row(row) = (row_max[m][half] + Machine::logarithm_2(sum)) * kLn2;
         JEPA_UNROLL
         for (int c = 0; c < Shape::kColumnTiles; ++c) {
-          uint16_t* const to = shared + element(row - range.row, c) + 2 * (lane % 4);
+          uint16_t* const to = shared + element(lane / 4, c, warp_row + 16 * m + 8 * half) + 2 * (lane % 4);
           *reinterpret_cast<uint32_t*>(to) =
               Machine::template pair<Value>(sums[m][c][2 * half] * inverse, sums[m][c][2 * half + 1] * inverse);
         }
@@ -307,7 +313,7 @@ struct AttentionBlock {
     if (chunk >= Shape::kChunks) return;
     JEPA_UNROLL
     for (int pass = 0; pass < 16 * kRowTiles / (32 / Shape::kLanesPerRow); ++pass) {
-      const int row = warp_row + lane / Shape::kLanesPerRow + pass * (32 / Shape::kLanesPerRow);
+      const int row = warp_row + pass * (32 / Shape::kLanesPerRow) + lane / Shape::kLanesPerRow;
       if (range.row + row < range.query_count)
         Machine::store_16(rows_of(call.out, range.row + row) + chunk * kChunk,
                           *reinterpret_cast<const Chunk*>(shared + element(row, chunk)));
@@ -321,7 +327,8 @@ struct AttentionBlock {
     const int warp_first = range.row + warp_row, warp_last = warp_first + 16 * kRowTiles - 1;
     const int warp_end =
         warp_first < range.query_count ? key_limit(call, range.key_count, warp_last < last ? warp_last : last) : 0;
-    if (end > 0) copy_stage(0, 0, end);
+    const uint16_t *next_keys = first_chunk(call.k), *next_values = first_chunk(call.v);
+    if (end > 0) copy_stage(0, next_keys, next_values, end);
     store_queries();
     Machine::synchronise();
     Queries queries;
@@ -340,7 +347,7 @@ struct AttentionBlock {
     for (int key = 0, stage = 0; key < end; key += Shape::kKeys, stage ^= 1) {
       Machine::wait_for_copies();
       Machine::synchronise();  // this stage has arrived for all, and nobody reads the other one any more
-      if (key + Shape::kKeys < end) copy_stage(stage ^ 1, key + Shape::kKeys, end);
+      if (key + Shape::kKeys < end) copy_stage(stage ^ 1, next_keys, next_values, end - key - Shape::kKeys);
       if (key >= warp_end) continue;
       const uint16_t* const keys = shared + stage * Shape::kStageElements;
       Sums<kKeyColumns> scores;

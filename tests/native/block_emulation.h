@@ -300,6 +300,7 @@ struct Machine {
   }
   static float larger(float a, float b) { return std::fmax(a, b); }
   static float power_of_2(float x) { return std::exp2(x); }
+  static float reciprocal(float x) { return 1.0f / x; }
   static float logarithm_2(float x) { return std::log2(x); }
 };
 

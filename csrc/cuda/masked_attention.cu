@@ -60,7 +60,8 @@ struct DeviceMachine {
 };
 
 template <typename Value, typename Shape>
-__global__ void __launch_bounds__(kAttentionThreads, Shape::kBlocksPerProcessor) attention_kernel(const __grid_constant__ MaskedAttentionCall call, int tiles) {
+__global__ void __launch_bounds__(kAttentionThreads, Shape::kBlocksPerProcessor)
+    attention_kernel(const __grid_constant__ MaskedAttentionCall call, int tiles) {
   extern __shared__ __align__(128) uint16_t shared[];
   attention_block<DeviceMachine, Value, Shape>(call, shared, blockIdx.x, tiles);
 }

@@ -5,69 +5,12 @@
 #include <cstdint>
 
 #include "masked_attention_layout.h"
-
-#if defined(__CUDACC__)
-#define JEPA_DEVICE __device__ __forceinline__
-#define JEPA_UNROLL _Pragma("unroll")
-#else
-#define JEPA_DEVICE inline
-#define JEPA_UNROLL
-#endif
+#include "masked_attention_rotate.h"
 
 namespace jepa {
 namespace {
 
 constexpr float kLn2 = 0.6931471805599453f;
-
-// 16 bytes: eight values of 16 bits, or four of 32.
-struct alignas(16) Chunk {
-  uint32_t word[4];
-};
-
-// Rotates eight channels in float32 and rounds them once.
-template <typename Machine, typename Value>
-JEPA_DEVICE Chunk rotated(const Chunk& x, const float* cos, const float* sin) {
-  Chunk result;
-  JEPA_UNROLL
-  for (int half = 0; half < 2; ++half) {
-    const Chunk c = Machine::load_16(cos + 4 * half), s = Machine::load_16(sin + 4 * half);
-    JEPA_UNROLL
-    for (int pair = 0; pair < 2; ++pair) {
-      const auto value = Machine::template values<Value>(x.word[2 * half + pair]);
-      result.word[2 * half + pair] =
-          Machine::template pair<Value>(value.x * bits_float(c.word[2 * pair]) + value.y * bits_float(s.word[2 * pair]),
-                                        value.y * bits_float(c.word[2 * pair + 1]) + value.x * bits_float(s.word[2 * pair + 1]));
-    }
-  }
-  return result;
-}
-
-// One chunk of the keys, in as many heads as a thread takes, so that a row of the tables is read once for them.
-constexpr int kHeadsPerThread = 4;
-inline int64_t rotate_items(const RotateKeysCall& call) {
-  const int64_t groups = (call.heads + kHeadsPerThread - 1) / kHeadsPerThread;
-  return call.batch * groups * call.key_len * (call.head_dim / kChunk);
-}
-
-template <typename Machine, typename Value>
-JEPA_DEVICE void rotate_key_chunk(const RotateKeysCall& call, int64_t item) {
-  const int chunks = call.head_dim / kChunk, groups = (call.heads + kHeadsPerThread - 1) / kHeadsPerThread;
-  const int chunk = static_cast<int>(item % chunks);
-  const int64_t row_item = item / chunks;
-  const int row = static_cast<int>(row_item % call.key_len);
-  const int64_t group_item = row_item / call.key_len;
-  const int head = static_cast<int>(group_item % groups) * kHeadsPerThread;
-  const int64_t batch = group_item / groups;
-  if (batch >= call.batch) return;
-  const int64_t place = batch * call.tables.batch_stride + static_cast<int64_t>(row) * call.head_dim + chunk * kChunk;
-  const auto at = [&](const HeadRows& rows, int h) {
-    return static_cast<uint16_t*>(rows.data) + batch * rows.batch_stride + h * rows.head_stride + row * rows.row_stride +
-           chunk * kChunk;
-  };
-  for (int h = head; h < head + kHeadsPerThread && h < call.heads; ++h)
-    Machine::store_16(at(call.out, h), rotated<Machine, Value>(Machine::load_16(at(call.keys, h)), call.tables.cos + place,
-                                                               call.tables.sin + place));
-}
 
 template <typename Machine, typename Value, typename Shape>
 struct AttentionBlock {
@@ -137,8 +80,7 @@ struct AttentionBlock {
       if (range.row + row < range.query_count) {
         x = Machine::load_16(from + row * call.q.row_stride);
         if (call.query_tables.cos != nullptr)
-          x = rotated<Machine, Value>(x, call.query_tables.cos + table + row * Shape::kHeadDim,
-                                      call.query_tables.sin + table + row * Shape::kHeadDim);
+          x = rotated<Machine, Value>(x, load_rotation<Machine>(call.query_tables, table + row * Shape::kHeadDim));
         JEPA_UNROLL
         for (uint32_t& word : x.word) word = (word & call.query_keep) ^ call.query_flip;
       }

@@ -30,7 +30,7 @@ struct AttentionShape {
   static constexpr int kQueryElements = kRows * kHeadDim;   // pass through the place of the second stage before it is needed
   static constexpr int kSharedBytes = 2 * (kStageElements + (kStageElements > kQueryElements ? kStageElements : kQueryElements));
   // What ptxas makes room for: 65536 registers for as many threads, without a spill on any architecture.
-  static constexpr int kBlocksPerProcessor = kRowTiles == 2 ? 2 : kHeadDim <= 32 ? 4 : 3;
+  static constexpr int kBlocksPerProcessor = kRowTiles == 2 || kHeadDim > 64 ? 2 : kHeadDim > 32 ? 3 : 4;
   // Threads beside each other copy one row; of the 16 that a row of 10 or 11 chunks gets, some are idle, which costs less than
   // dividing by 10 or 11 would.
   static constexpr int kLanesPerRow = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;

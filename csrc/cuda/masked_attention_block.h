@@ -69,22 +69,40 @@ struct AttentionBlock {
 
   // This block's queries, rotated, into the second stage, which the first keys do not need yet.
   JEPA_DEVICE void store_queries() const {
-    uint16_t* const tile = shared + Shape::kStageElements;
-    const int chunk = Machine::thread() % Shape::kLanesPerRow;
-    if (chunk >= Shape::kChunks) return;
+    if (Machine::thread() % Shape::kLanesPerRow >= Shape::kChunks) return;
+    JEPA_ROLLED
+    for (int row = Machine::thread() / Shape::kLanesPerRow; row < Shape::kRows; row += kQueryLoads * Shape::kRowsPerPass)
+      store_query_rows(row);
+  }
+
+  // A thread's chunks of kQueryLoads rows from `first` on. Its loads are all under way before it waits for one: a block of few keys has
+  // nothing else to hide their latency behind.
+  static constexpr int kPasses = Shape::kRows / Shape::kRowsPerPass, kQueryLoads = kPasses < 4 * kRowTiles ? kPasses : 4 * kRowTiles;
+  static_assert(kPasses % kQueryLoads == 0, "no row beyond the block's is stored");
+  JEPA_DEVICE void store_query_rows(int first) const {
+    const int chunk = Machine::thread() % Shape::kLanesPerRow, rows_left = range.query_count - range.row;
     const uint16_t* const from = rows_of(call.q, range.row) + chunk * kChunk;
-    const int64_t table = range.batch * call.query_tables.batch_stride +
-                          (static_cast<int64_t>(range.first) + range.row) * Shape::kHeadDim + chunk * kChunk;
-    for (int row = Machine::thread() / Shape::kLanesPerRow; row < Shape::kRows; row += Shape::kRowsPerPass) {
-      Chunk x{};
-      if (range.row + row < range.query_count) {
-        x = Machine::load_16(from + row * call.q.row_stride);
-        if (call.query_tables.cos != nullptr)
-          x = rotated<Machine, Value>(x, load_rotation<Machine>(call.query_tables, table + row * Shape::kHeadDim));
-        JEPA_UNROLL
-        for (uint32_t& word : x.word) word = (word & call.query_keep) ^ call.query_flip;
+    Chunk queries[kQueryLoads];
+    JEPA_UNROLL
+    for (int i = 0; i < kQueryLoads; ++i) {
+      const int row = first + i * Shape::kRowsPerPass;
+      queries[i] = row < rows_left ? Machine::load_16(from + row * call.q.row_stride) : Chunk{};
+    }
+    if (call.query_tables.cos != nullptr) {
+      const int64_t table = range.batch * call.query_tables.batch_stride +
+                            (static_cast<int64_t>(range.first) + range.row) * Shape::kHeadDim + chunk * kChunk;
+      JEPA_UNROLL
+      for (int i = 0; i < kQueryLoads; ++i) {
+        const int row = first + i * Shape::kRowsPerPass, inside = row < rows_left ? row : rows_left - 1;
+        queries[i] = rotated<Machine, Value>(queries[i], load_rotation<Machine>(call.query_tables, table + inside * Shape::kHeadDim));
       }
-      *reinterpret_cast<Chunk*>(tile + element(row, chunk)) = x;
+    }
+    uint16_t* const to = shared + Shape::kStageElements + element(first, chunk);
+    JEPA_UNROLL
+    for (int i = 0; i < kQueryLoads; ++i) {
+      JEPA_UNROLL
+      for (uint32_t& word : queries[i].word) word = (word & call.query_keep) ^ call.query_flip;
+      *reinterpret_cast<Chunk*>(to + i * Shape::kRowsPerPass * Shape::kHeadDim) = queries[i];
     }
   }
 

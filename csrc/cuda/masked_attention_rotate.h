@@ -8,9 +8,11 @@
 #if defined(__CUDACC__)
 #define JEPA_DEVICE __device__ __forceinline__
 #define JEPA_UNROLL _Pragma("unroll")
+#define JEPA_ROLLED _Pragma("unroll 1")
 #else
 #define JEPA_DEVICE inline
 #define JEPA_UNROLL
+#define JEPA_ROLLED
 #endif
 
 namespace jepa {
@@ -74,8 +76,12 @@ JEPA_DEVICE void rotate_key_chunk(const RotateKeysCall& call, int64_t item) {
            chunk * kChunk;
   };
   const Rotation rotation = load_rotation<Machine>(call.tables, place);
-  for (int h = head; h < head + kHeadsPerThread && h < call.heads; ++h)
-    Machine::store_16(at(call.out, h), rotated<Machine, Value>(Machine::load_16(at(call.keys, h)), rotation));
+  Chunk keys[kHeadsPerThread];  // all loads under way before the first is waited for
+  JEPA_UNROLL
+  for (int i = 0; i < kHeadsPerThread; ++i) keys[i] = head + i < call.heads ? Machine::load_16(at(call.keys, head + i)) : Chunk{};
+  JEPA_UNROLL
+  for (int i = 0; i < kHeadsPerThread; ++i)
+    if (head + i < call.heads) Machine::store_16(at(call.out, head + i), rotated<Machine, Value>(keys[i], rotation));
 }
 
 }  // namespace

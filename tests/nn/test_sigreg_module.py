@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -73,7 +75,14 @@ def _joined_batch(rank: int, sizes: list[int], backend: str, results: str) -> No
         loss = jk.nn.SIGReg(num_slices=64)(mine)
         loss.backward()
     torch.save((loss.detach(), mine.grad), f"{results}/{rank}.pt")
+    del loss  # its graph holds the group
     dist.destroy_process_group()
+    left = [name for name in _threads() if "gloo" in name]
+    assert not left, f"{left} outlive the group and may abort the process while the interpreter ends"
+
+
+def _threads() -> list[str]:
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 @pytest.mark.parametrize("sizes", [[24, 24], [30, 11]])

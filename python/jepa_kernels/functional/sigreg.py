@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..collectives import all_reduce_sum
 from ..ops.sigreg import quadrature, statistic, unit_directions
 from ..ops.sigreg import sigreg as _operator
 
@@ -168,10 +169,8 @@ def _checked_directions(directions: Tensor, x: Tensor) -> Tensor:
 
 def _joined(sums: Tensor, samples: int, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """Sums and number of samples over the group; the gradient is added over it, too."""
-    from torch.distributed.nn.functional import all_reduce
-
     count = sums.new_full((1,), samples)
-    both = all_reduce(torch.cat((sums.flatten(), count)), group=group)
+    both = all_reduce_sum(torch.cat((sums.flatten(), count)), group)
     return both[:-1].view_as(sums), both[-1].detach()
 
 

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..collectives import all_reduce_sum
+
 
 def sigreg(
     x: Tensor,
@@ -27,9 +29,7 @@ def sigreg(
     sums = torch.stack((angles.cos().sum(-3), angles.sin().sum(-3)))  # [2, *, K, T]
     count = x.new_full((), x.shape[-2], dtype=exact)
     if group is not None:
-        from torch.distributed.nn.functional import all_reduce
-
-        sums = all_reduce(sums, group=group)
+        sums = all_reduce_sum(sums, group)
         dist.all_reduce(count, group=group)
     cosine, sine = sums / count
     error = (cosine - phi).square() + sine.square()

@@ -13,7 +13,7 @@ pytestmark = [
 ]
 
 
-def test_holds_both_operators_and_names_the_missing_driver():
+def test_holds_the_operators_and_names_the_missing_driver():
     native, view = _native.cuda(), _native.view
     assert hasattr(native, "ema_update") and hasattr(native, "adamw_ema_step")
     table, chunks = torch.zeros(1, 5, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int32)

@@ -23,8 +23,9 @@ struct AttentionShape {
   static constexpr bool kTail = kHeadDim % 16 != 0;     // and one of 8 where they leave some
   static constexpr int kColumnTiles = kHeadDim / 8;     // of the output
   static constexpr int kRows = kAttentionWarps * 16 * kRowTiles;
-  // Keys a step. With 64 of them, scores, output and queries of 32 rows need more than the 255 registers of a thread beyond 64 channels.
-  static constexpr int kKeys = kRowTiles == 2 && kHeadDim > 64 ? 32 : 64;
+  // Keys a step. With 64 of them, scores, output and queries of 32 rows take more than the 255 registers of a thread at 64 channels (on
+  // 10.0 and 12.0) and beyond (on all).
+  static constexpr int kKeys = kRowTiles == 2 && kHeadDim > 32 ? 32 : 64;
   static constexpr int kTileElements = kKeys * kHeadDim;
   static constexpr int kStageElements = 2 * kTileElements;  // keys and values
   static constexpr int kQueryElements = kRows * kHeadDim;   // pass through the place of the second stage before it is needed

@@ -91,6 +91,6 @@ def test_attention_runs_on_tensor_cores(architecture, tmp_path):
         products = ATTENTION + (("HMMA.1688.F32",) if head_dim % 16 else ())  # the last eight channels of 88
         assert not [instruction for instruction in products if instruction not in code], name
         # No product is wasted on padded channels: keys times channels of both products, a warp and step.
-        rows, keys = (32, 32 if head_dim > 64 else 64) if f"Li{head_dim}ELi2" in name else (16, 64)
+        rows, keys = (32, 32 if head_dim > 32 else 64) if f"Li{head_dim}ELi2" in name else (16, 64)
         wide, narrow = code.count("HMMA.16816"), code.count("HMMA.1688.")
         assert (2048 * wide + 1024 * narrow) % (2 * rows * keys * head_dim) == 0, name

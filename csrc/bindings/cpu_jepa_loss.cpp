@@ -35,6 +35,9 @@ void bind_jepa_loss(py::module_& m) {
   m.def("jepa_loss_backward", &jepa_loss_backward_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("grad"), py::arg("pred"),
         py::arg("target"), py::arg("rows"), py::arg("weights"), py::arg("norm_weight"), py::arg("norm_bias"), py::arg("grad_pred"),
         py::arg("options"));
+  m.def("jepa_loss_fit", &jepa_loss_fit_cpu, py::call_guard<py::gil_scoped_release>(), py::arg("pred"), py::arg("target"),
+        py::arg("rows"), py::arg("weights"), py::arg("norm_weight"), py::arg("norm_bias"), py::arg("loss"), py::arg("grad_pred"),
+        py::arg("options"));
 }
 
 }  // namespace jepa

@@ -109,16 +109,38 @@ void check_scalar(const TensorView& view, const JepaLossTask& task, const char* 
   if (view.numel() != 1) fail(std::string(name) + ": must hold one element");
 }
 
-// Runs every chunk of rows; partial[c] receives chunk c's sum.
-void run_chunks(const JepaLossTask& task, int64_t rows, std::vector<double>* partial) {
+// Has the gradients for an incoming gradient of `factor` written to grad_pred.
+void want_gradient(const TensorView& grad_pred, const TensorView& pred, double factor, JepaLossTask* task) {
+  check_matrix(grad_pred, "jepa_loss: grad_pred");
+  check_dtype(grad_pred, pred.dtype, "jepa_loss: grad_pred");
+  check_size(grad_pred, 0, pred.sizes[0], "jepa_loss: grad_pred");
+  check_size(grad_pred, 1, pred.sizes[1], "jepa_loss: grad_pred");
+  if (!grad_pred.is_contiguous()) fail("jepa_loss: grad_pred must be contiguous");
+  task->grad_pred = grad_pred.data;
+  task->gradient_factor = task->options.scale * factor;
+  ask_for_huge_pages(grad_pred.data, grad_pred.numel() * item_size(grad_pred.dtype));
+}
+
+// Runs every chunk of rows and returns the sum of the losses times their scale.
+double run_chunks(const JepaLossTask& task, int64_t rows) {
   const RowsKernel kernel = rows_kernel(task);
   const int64_t chunks = (rows + kChunk - 1) / kChunk;
-  partial->assign(static_cast<size_t>(chunks), 0.0);
+  std::vector<double> partial(static_cast<size_t>(chunks), 0.0);
   parallel_for(chunks, task.options.num_threads, [&](int64_t c) {
     static thread_local std::vector<double> room;  // one row; kept from chunk to chunk
     if (room.size() < static_cast<size_t>(task.width)) room.resize(static_cast<size_t>(task.width));
-    (*partial)[static_cast<size_t>(c)] = kernel(task, c * kChunk, std::min((c + 1) * kChunk, rows), room.data());
+    partial[static_cast<size_t>(c)] = kernel(task, c * kChunk, std::min((c + 1) * kChunk, rows), room.data());
   });
+  double total = 0;
+  for (const double part : partial) total += part;
+  return total * task.options.scale;
+}
+
+void write_scalar(double value, const TensorView& view) {
+  if (double* exact = scalar_double(view))
+    *exact = value;
+  else
+    *view.as<float>() = static_cast<float>(value);
 }
 
 }  // namespace
@@ -126,17 +148,10 @@ void run_chunks(const JepaLossTask& task, int64_t rows, std::vector<double>* par
 void jepa_loss_forward_cpu(const TensorView& pred, const TensorView& target, const TensorView& rows, const TensorView& weights,
                            const TensorView& norm_weight, const TensorView& norm_bias, const TensorView& loss,
                            const JepaLossOptions& options) {
-  const JepaLossTask task = checked_task(pred, target, rows, weights, norm_weight, norm_bias, options);
+  JepaLossTask task = checked_task(pred, target, rows, weights, norm_weight, norm_bias, options);
   check_scalar(loss, task, "jepa_loss: loss");
-  std::vector<double> partial;
-  run_chunks(task, pred.sizes[0], &partial);
-  double total = 0;
-  for (const double part : partial) total += part;
-  total *= options.scale;
-  if (double* exact = scalar_double(loss))
-    *exact = total;
-  else
-    *loss.as<float>() = static_cast<float>(total);
+  task.wants_loss = true;
+  write_scalar(run_chunks(task, pred.sizes[0]), loss);
 }
 
 void jepa_loss_backward_cpu(const TensorView& grad, const TensorView& pred, const TensorView& target, const TensorView& rows,
@@ -144,18 +159,19 @@ void jepa_loss_backward_cpu(const TensorView& grad, const TensorView& pred, cons
                             const TensorView& grad_pred, const JepaLossOptions& options) {
   JepaLossTask task = checked_task(pred, target, rows, weights, norm_weight, norm_bias, options);
   check_scalar(grad, task, "jepa_loss: grad");
-  check_matrix(grad_pred, "jepa_loss: grad_pred");
-  check_dtype(grad_pred, pred.dtype, "jepa_loss: grad_pred");
-  check_size(grad_pred, 0, pred.sizes[0], "jepa_loss: grad_pred");
-  check_size(grad_pred, 1, pred.sizes[1], "jepa_loss: grad_pred");
-  if (!grad_pred.is_contiguous()) fail("jepa_loss: grad_pred must be contiguous");
-  if (pred.numel() == 0) return;
   const double* exact = scalar_double(grad);
-  task.grad_pred = grad_pred.data;
-  task.gradient_factor = options.scale * (exact != nullptr ? *exact : static_cast<double>(*grad.as<float>()));
-  ask_for_huge_pages(grad_pred.data, grad_pred.numel() * item_size(grad_pred.dtype));
-  std::vector<double> unused;
-  run_chunks(task, pred.sizes[0], &unused);
+  want_gradient(grad_pred, pred, exact != nullptr ? *exact : static_cast<double>(*grad.as<float>()), &task);
+  if (pred.numel() != 0) run_chunks(task, pred.sizes[0]);
+}
+
+void jepa_loss_fit_cpu(const TensorView& pred, const TensorView& target, const TensorView& rows, const TensorView& weights,
+                       const TensorView& norm_weight, const TensorView& norm_bias, const TensorView& loss, const TensorView& grad_pred,
+                       const JepaLossOptions& options) {
+  JepaLossTask task = checked_task(pred, target, rows, weights, norm_weight, norm_bias, options);
+  check_scalar(loss, task, "jepa_loss: loss");
+  task.wants_loss = true;
+  want_gradient(grad_pred, pred, 1.0, &task);
+  write_scalar(run_chunks(task, pred.sizes[0]), loss);
 }
 
 }  // namespace jepa

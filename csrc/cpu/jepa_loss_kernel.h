@@ -21,7 +21,8 @@ struct JepaLossTask {
   const void* weights;
   const void* norm_weight;
   const void* norm_bias;
-  void* grad_pred;         // null: the sum of the losses is wanted
+  bool wants_loss;
+  void* grad_pred;         // null: no gradient is wanted
   double gradient_factor;  // incoming gradient times scale
   JepaLossOptions options;
 };
@@ -198,7 +199,7 @@ inline void prefetch_row(const void* row, int64_t bytes) {
   for (int64_t offset = 0; offset < bytes; offset += 64) __builtin_prefetch(static_cast<const char*>(row) + offset);
 }
 
-// Sum of the weighted losses of rows [begin, end), or their gradients; `x` is room for one row.
+// Sum of the weighted losses of rows [begin, end), and their gradients, as far as they are wanted; `x` is room for one row.
 template <typename L, typename Pred, typename Target, LossKind Kind>
 double run_rows(const JepaLossTask& task, int64_t begin, int64_t end, typename L::Scalar* x) {
   using Scalar = typename L::Scalar;
@@ -223,12 +224,10 @@ double run_rows(const JepaLossTask& task, int64_t begin, int64_t end, typename L
     Scalar mean, rstd;
     normalise<L>(task, targets + row * task.target_stride, x, &mean, &rstd);
     const double weight = weights != nullptr ? static_cast<double>(weights[r]) : 1.0;
-    if (task.grad_pred == nullptr) {
-      total += weight * loss_of_row<L>(pred, x, task.width, mean, rstd, penalty);
-    } else {
+    if (task.wants_loss) total += weight * loss_of_row<L>(pred, x, task.width, mean, rstd, penalty);
+    if (task.grad_pred != nullptr)
       gradient_of_row<L>(pred, x, task.width, mean, rstd, penalty, weight * task.gradient_factor,
                          static_cast<Pred*>(task.grad_pred) + r * task.width);
-    }
   }
   return total;
 }

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import jepa_kernels as jk
 from conftest import assert_guards_intact, backend_parameters, guarded, instruction_set, instruction_sets
+from jepa_kernels.functional.jepa_loss import prepare
 
 KINDS = (
     {},
@@ -259,9 +260,56 @@ def test_writes_every_element_and_nothing_outside():
     inside, whole = guarded(torch.full((18, 37), math.nan))
     tensors = (torch.ones(()), flat, target.flatten(0, 1), rows, None, None, None, inside)
     views = [operator._native.view(tensor) for tensor in tensors]
-    operator._native.cpu().jepa_loss_backward(*views, operator._native_options(None, "absolute", 1.0, 1e-5, 1.0))
+    options = operator._native_options(None, "absolute", 1.0, 1e-5, 1.0)
+    operator._native.cpu().jepa_loss_backward(*views, options)
     assert_guards_intact(whole)
     assert torch.all(torch.isfinite(inside)) and torch.all(inside[4] == 0)
+    separate = inside.clone()
+    inside.fill_(math.nan)
+    loss = torch.zeros(())  # held: views hold addresses alone
+    operator._native.cpu().jepa_loss_fit(*views[1:-1], operator._native.view(loss), views[-1], options)
+    assert_guards_intact(whole)
+    assert torch.equal(inside, separate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", KINDS)
+def test_one_pass_gives_the_bits_of_two(dtype, options):
+    pred, target, ids = inputs(("cpu", "cpu"), dtype=dtype)
+    ids[0, 1] = -1
+    arguments = prepare(pred, target, ids, **options).values()
+    separate = torch.ops.jepa_kernels.jepa_loss(*arguments)
+    (expected,) = torch.autograd.grad(separate, pred)
+    loss, (gradient,) = run(("cpu", "cpu"), pred, target, ids, **options)
+    assert torch.equal(loss, separate) and torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("factor", [3.7, 0.0, math.nan])
+def test_another_incoming_gradient_is_multiplied_in_before_rounding(factor):
+    pred, target, ids = inputs(("cpu", "cpu"), dtype=torch.bfloat16)
+    separate = torch.ops.jepa_kernels.jepa_loss(*prepare(pred, target, ids).values())
+    (expected,) = torch.autograd.grad(separate * factor, pred)
+    (gradient,) = torch.autograd.grad(jk.jepa_loss(pred, target, ids) * factor, pred)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_gradient_of_the_first_pass_is_handed_out_once():
+    pred, target, ids = inputs(("cpu", "cpu"))
+    loss = jk.jepa_loss(pred, target, ids)
+    (first,) = torch.autograd.grad(loss, pred, retain_graph=True)
+    kept = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(loss, pred)
+    assert torch.equal(second, kept) and second.abs().max() > 0
+
+
+def test_inputs_written_before_backward_are_noticed():
+    pred, target, ids = inputs(("cpu", "cpu"))
+    z = pred * 1
+    loss = jk.jepa_loss(z, target, ids)
+    z.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 def test_native_binding_refuses_rows_outside_the_target():

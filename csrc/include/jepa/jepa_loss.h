@@ -34,4 +34,9 @@ void jepa_loss_backward_cpu(const TensorView& grad, const TensorView& pred, cons
                             const TensorView& weights, const TensorView& norm_weight, const TensorView& norm_bias,
                             const TensorView& grad_pred, const JepaLossOptions& options);
 
+// Both in one pass: loss as by jepa_loss_forward_cpu, and grad_pred as by jepa_loss_backward_cpu for an incoming gradient of 1, bit for bit.
+void jepa_loss_fit_cpu(const TensorView& pred, const TensorView& target, const TensorView& rows, const TensorView& weights,
+                       const TensorView& norm_weight, const TensorView& norm_bias, const TensorView& loss, const TensorView& grad_pred,
+                       const JepaLossOptions& options);
+
 }  // namespace jepa

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -114,6 +116,13 @@ def chosen_cases(suite: Suite, device: torch.device) -> list[Case]:
 @bounded_memory()
 def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     """Check and time every provider of a case; `remaining` cases share what is left of the time budget."""
+    try:
+        return _run_case(case, session, remaining)
+    finally:
+        _release(session.device)
+
+
+def _run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     cells = [Cell(provider) for provider in select_providers(case, session.device, session.suite.providers)]
     work: Work | None = None
     if session.late():
@@ -133,9 +142,16 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
         energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
     _note_exhausted(case, cells, work, session)
     records = [_record(case, cell, cells, work, session) for cell in cells]
-    if session.device.type == "cuda":
-        torch.cuda.empty_cache()
     return records
+
+
+def _release(device: torch.device) -> None:
+    """Free what a case has left: models die in cycles, which Python collects late, and compiled ones are kept by the compiler."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def unmeasured(case: Case, reasons: Mapping[str, tuple[str, str]], session: Session) -> list[Record]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops.jepa_loss import exact_dtype
-from ..ops.jepa_loss import jepa_loss as _operator
+from ..ops.jepa_loss import loss as _operator
 from ..ragged import RaggedIds
 
 Ids = Tensor | RaggedIds
@@ -64,7 +64,8 @@ def jepa_loss(
             without it an id out of range reads nothing and makes the loss, and that token's gradient, NaN.
 
     Cost: R tokens of D channels: 8 * R * D FLOPs forward, as many backward. Bytes: pred and the R target rows read once;
-        backward reads them again and writes the gradient. Nothing but the inputs is kept for backward.
+        backward reads them again and writes the gradient, and nothing but the inputs is kept for it. On cpu the gradient is
+        written in the first pass; backward hands it out where its incoming gradient is 1, and computes it anew where not.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton.
 

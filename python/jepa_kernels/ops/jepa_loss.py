@@ -5,6 +5,10 @@ below for an id that was out of range (None: row r is r); `weights` (R,), `norm_
 float32, or float64 where pred or target is. `norm_eps` and `eps` are None where the affine and the parameter-free layer
 norm are left out. `kind` is absolute, smooth_l1, square or power; `parameter` its beta, factor or exponent. The result
 is `scale` times the weighted sum over all elements.
+
+`loss` is what `functional` calls: where a gradient is wanted and the backend makes both in one pass, forward makes it for
+an incoming gradient of 1, which is what `loss.backward()` brings, and backward hands it out. Any other is computed from the
+inputs, so that the numbers are the same either way.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from torch import Tensor
 from .. import _native, backends
 from ..reference.jepa_loss import gradient_of_rows, loss_of_rows
 from ._library import define
+from .plans import direct, native_values
 from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,6 +78,16 @@ def _cpu_forward(pred, target, rows, weights, norm_weight, norm_bias, norm_eps, 
     return loss
 
 
+def _cpu_fit(
+    pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
+) -> tuple[Tensor, Tensor]:
+    loss = pred.new_empty((), dtype=exact_dtype(pred, target))
+    gradient = torch.empty_like(pred, memory_format=torch.contiguous_format)
+    views = [_native.view(tensor) for tensor in (pred, target, rows, weights, norm_weight, norm_bias, loss, gradient)]
+    _native.cpu().jepa_loss_fit(*views, _native_options(norm_eps, kind, parameter, eps, scale))
+    return loss, gradient
+
+
 def _cpu_backward(
     grad, pred, target, rows, weights, norm_weight, norm_bias, norm_eps, kind, parameter, eps, scale
 ) -> Tensor:
@@ -112,7 +127,7 @@ OPERATOR = register(
             "reference": Backend(
                 "reference", _supports_reference, {"forward": loss_of_rows, "backward": gradient_of_rows}
             ),
-            "cpu": Backend("cpu", _supports_cpu, {"forward": _cpu_forward, "backward": _cpu_backward}),
+            "cpu": Backend("cpu", _supports_cpu, {"forward": _cpu_forward, "backward": _cpu_backward, "fit": _cpu_fit}),
             "triton": Backend("triton", _supports_triton, {"forward": _triton_forward, "backward": _triton_backward}),
         },
         dtypes={"reference": (torch.float64, *_FLOATS), "cpu": (torch.float64, *_FLOATS), "triton": _FLOATS},
@@ -142,6 +157,14 @@ def _backward(grad: Tensor, *arguments: Any) -> Tensor:
 
 def _fake_backward(grad: Tensor, pred: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(pred, memory_format=torch.contiguous_format)
+
+
+def _fit(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return backends.resolve(OPERATOR, arguments[0].device, arguments).functions["fit"](*arguments)
+
+
+def _fake_fit(pred: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _fake_forward(pred, target), torch.empty_like(pred, memory_format=torch.contiguous_format)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -175,3 +198,37 @@ _jepa_loss_backward = define(
 jepa_loss = define(
     f"jepa_loss({_ARGUMENTS}) -> Tensor", _forward, _fake_forward, backward=_autograd, setup_context=_setup_context
 )
+_jepa_loss_fit = define(f"jepa_loss_fit({_ARGUMENTS}) -> (Tensor loss, Tensor gradient)", _fit, _fake_fit)
+
+
+class _Fit(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        output, ctx.gradient = _jepa_loss_fit(*arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, ctx.gradient = ctx.gradient, None  # handed out once: whoever receives it may write into it
+        ctx.saved_tensors  # noqa: B018  # raises where one was written since
+        if gradient is not None and not torch.is_grad_enabled() and native_values(grad) and float(grad) == 1:
+            return gradient, *[None] * 10
+        del gradient
+        return _autograd(ctx, grad)
+
+
+def loss(*arguments: Any) -> Tensor:
+    """The operator, differentiable with respect to pred."""
+    if direct() and _in_one_pass(arguments):  # torch.compile traces no further than the first
+        return _Fit.apply(*arguments)
+    return jepa_loss(*arguments)
+
+
+def _in_one_pass(arguments: tuple[Any, ...]) -> bool:
+    pred = arguments[0]
+    if not (torch.is_grad_enabled() and pred.requires_grad):
+        return False
+    if not native_values(*[argument for argument in arguments if isinstance(argument, Tensor)]):
+        return False
+    return "fit" in backends.resolve(OPERATOR, pred.device, arguments).functions

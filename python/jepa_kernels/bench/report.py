@@ -57,7 +57,11 @@ def read_profiles(folder: Path) -> list[dict[str, Any]]:
 
 # What is left out of a page that would be too large, more and more; all of it stays in results.jsonl.
 SLIMMER: tuple[tuple[str, ...], ...] = ((), ("data",), ("data", "timelines"), ("data", "timelines", "strips"))
-LEFT_OUT = {"data": "raw samples and the terms of the energy model", "timelines": "power and clock of single cases", "strips": "samples in order"}
+LEFT_OUT = {
+    "data": "raw samples and the terms of the energy model",
+    "timelines": "power and clock of single cases",
+    "strips": "samples in order",
+}
 
 
 def render(

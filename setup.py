@@ -39,6 +39,7 @@ PACKAGES = {
     "jepa_kernels.planning": "python/jepa_kernels/planning",
     "jepa_kernels.ops": "python/jepa_kernels/ops",
     "jepa_kernels.reference": "python/jepa_kernels/reference",
+    "jepa_kernels.static": "python/jepa_kernels/static",
     "jepa_kernels.train": "python/jepa_kernels/train",
     "jepa_kernels.train.configs": "configs",
     "jepa_kernels.kernels": "kernels/jepa_triton",

@@ -55,5 +55,6 @@ PYBIND11_MODULE(_cuda, m) {
         py::arg("online_dtype"), py::arg("shadow_dtype"), py::arg("aligned"), py::arg("weight"), py::arg("momentum"),
         py::arg("stochastic_rounding"), py::arg("seed"), py::arg("seed_tensor"), py::arg("chunk"), py::arg("stream"));
   jepa::bind_adamw_ema_cuda(m);
+  jepa::bind_masked_attention_cuda(m);
   jepa::bind_patch_embed_cuda(m);
 }

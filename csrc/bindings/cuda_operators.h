@@ -6,6 +6,7 @@
 namespace jepa {
 
 void bind_adamw_ema_cuda(pybind11::module_& m);
+void bind_masked_attention_cuda(pybind11::module_& m);
 void bind_patch_embed_cuda(pybind11::module_& m);
 
 }  // namespace jepa

@@ -28,30 +28,6 @@ using LargeTile = WarpTile<128, 128, 64, 32>;
 using SmallTile = WarpTile<64, 64, 32, 32>;
 static_assert(LargeTile::kSharedBytes <= 99 * 1024, "the least that a block may have from compute capability 8.0 on");
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ inline void load_matrices(uint32_t (&out)[4], const uint16_t* from) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-               : "r"(shared_address(from)));
-}
-
-template <typename Value>
-__device__ inline void multiply_add(float (&sum)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
-  if constexpr (std::is_same_v<Value, bf16>)
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
-  else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
-}
-
 // Copies a stage of the weight: rows of `width`, zeros beyond it and beyond the padded columns.
 template <typename Tile>
 __device__ inline void copy_weight(const PatchEmbedCall& call, uint16_t* stage, int first_column, int first_k) {
@@ -61,9 +37,7 @@ __device__ inline void copy_weight(const PatchEmbedCall& call, uint16_t* stage, 
     const int row = threadIdx.x / kChunks + i * (Tile::kThreads / kChunks), d = first_column + row;
     const bool inside = d < call.width && k < call.weight_stride;
     const uint16_t* from = static_cast<const uint16_t*>(call.weight) + (inside ? d * call.weight_stride + k : 0);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(stage + tile_element(row, chunk))),
-                 "l"(from), "r"(inside ? 16 : 0)
-                 : "memory");
+    copy_async(stage + tile_element(row, chunk), from, inside);
   }
 }
 

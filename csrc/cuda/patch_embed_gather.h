@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "patch_embed_tile.h"
+#include "warp_instructions.h"
 
 namespace jepa {
 namespace {
@@ -38,18 +39,6 @@ __device__ inline float pixel_of(const RawChunk<Pixel>& raw, int lane, bool pixe
   if constexpr (sizeof(Pixel) == 1) return static_cast<float>((raw.word[lane / 4] >> (8 * (lane % 4))) & 0xffu);
   const uint16_t bits = static_cast<uint16_t>(raw.word[lane / 2] >> (16 * (lane % 2)));
   return pixels_are_bf16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : __half2float(__ushort_as_half(bits));
-}
-
-// Two values rounded to the type of the product, the first in the low half.
-template <typename Value>
-__device__ inline uint32_t rounded_pair(float low, float high) {
-  if constexpr (sizeof(Value) == 2 && std::is_same_v<Value, bf16>) {
-    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  } else {
-    const __half2 pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<const uint32_t*>(&pair);
-  }
 }
 
 // Loads the chunk at column `k` of the patch at `origin`; zeros for a patch out of range and for columns from `columns` on.

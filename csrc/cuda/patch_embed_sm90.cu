@@ -23,10 +23,6 @@ static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * 168, "the block
 static_assert(kSharedBytes <= 227 * 1024, "what a block may have on compute capability 9.0");
 static_assert(4 * kRows * result_stride(kColumns) <= kStageBytes, "the sums take the place of the stages");
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 __device__ inline void init_barrier(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }

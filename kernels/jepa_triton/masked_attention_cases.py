@@ -28,11 +28,13 @@ FULL = (
     (88, torch.bfloat16, "frame_causal", True, TOKENS),
     (96, torch.float16, "key_padding", True, TOKENS),
     (80, torch.bfloat16, "ragged", True, SHORT),
+    (80, torch.bfloat16, "frame_causal", True, TOKENS),
     (104, torch.bfloat16, "frame_causal", True, TOKENS),
     (128, torch.bfloat16, "bool", True, TOKENS),
     (128, torch.float16, "frame_causal", True, TOKENS),
     (128, torch.float32, "bool", True, TOKENS),
     (256, torch.bfloat16, "frame_causal", True, TOKENS),
+    (256, torch.bfloat16, "frame_causal", True, SHORT),
     (256, torch.bfloat16, "bool", True, TOKENS),
     (256, torch.float32, "frame_causal", True, TOKENS),
 )

@@ -38,11 +38,18 @@ QUERY_GRADIENT = {
     256: Tile(32, 32, 8, 1, 192),
 }
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1, 255), 256: Tile(32, 32, 8, 1)}
-KEY_GRADIENT = {64: Tile(32, 128, 8, 2), 96: Tile(32, 64, 8, 2, 255), 128: Tile(32, 64, 8, 1), 256: Tile(32, 32, 8, 1)}
+KEY_GRADIENT = {
+    64: Tile(32, 128, 8, 2),
+    80: Tile(16, 128, 8, 2, 255),
+    96: Tile(32, 64, 8, 2, 255),
+    128: Tile(32, 64, 8, 1),
+    256: Tile(32, 32, 8, 1),
+}
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}
 # float32 has no tensor-core product of full precision: small tiles keep both factors of a multiply-add in registers.
 FLOAT32 = {64: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
-KEY_GRADIENT_FLOAT32 = {128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 8, 1)}
+QUERY_GRADIENT_FLOAT32 = {64: Tile(32, 16, 4, 1, 128), 256: Tile(16, 16, 4, 1)}
+KEY_GRADIENT_FLOAT32 = {64: Tile(16, 16, 4, 1), 128: Tile(16, 16, 4, 1, 255), 256: Tile(16, 16, 8, 1)}
 SHORT_ROWS = 64  # at most this many queries fill one tile of FORWARD_SHORT
 
 
@@ -60,7 +67,7 @@ def forward_tile(head_dim: int, dtype: torch.dtype, rows: int, bool_mask: bool) 
 
 def query_gradient_tile(head_dim: int, dtype: torch.dtype, bool_mask: bool) -> Tile:
     if dtype == torch.float32:
-        return _fitting(FLOAT32, head_dim)
+        return _fitting(QUERY_GRADIENT_FLOAT32, head_dim)
     return _fitting(QUERY_GRADIENT_BOOL if bool_mask else QUERY_GRADIENT, head_dim)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .bench import commands as bench_commands
+from .static import command as static_command
 from .train import command as train_command
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--tests", type=Path, default=Path("tests"), metavar="DIR", help="the source tree's tests")
     check.set_defaults(handler=_gpu_check)
     _add_doctor(commands)
+    static_command.add(commands)
     _add_patch_report(commands)
     train_command.add(commands)
     _add_plan(commands)
@@ -163,11 +165,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.argv = arguments
     from .bench.errors import BenchInputError
     from .data.errors import DataError
+    from .static.errors import StaticError
     from .train.errors import TrainError
 
     try:
         return int(options.handler(options))
-    except (BenchInputError, DataError, TrainError) as error:
+    except (BenchInputError, DataError, StaticError, TrainError) as error:
         print(f"jepa-kernels: error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", USAGE)
     except KeyboardInterrupt:

@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import subprocess
+from importlib import util
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-ARCHITECTURES = ("80", "86", "90a", "100", "120")
+ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 NVCC = shutil.which("nvcc") or shutil.which(f"{os.environ.get('CUDA_HOME', '/usr/local/cuda')}/bin/nvcc")
 
 
@@ -58,3 +59,38 @@ def test_kernels_use_the_instructions_they_are_meant_to(source, architecture, in
     for kernel in kernels:
         missing = [instruction for instruction in instructions if instruction not in kernel]
         assert not missing, (kernel.split("(")[0], missing)
+
+
+def cuobjdump() -> str | None:
+    """The disassembler of the CUDA toolkit, or the one that Triton brings."""
+    found = shutil.which("cuobjdump") or (NVCC and shutil.which(str(Path(NVCC).parent / "cuobjdump")))
+    triton = util.find_spec("triton")
+    if found or triton is None or not triton.submodule_search_locations:
+        return found or None
+    return shutil.which(str(Path(triton.submodule_search_locations[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"))
+
+
+# What each kernel of the attention holds in its machine code: asynchronous copies, matrix loads, products over 16 channels.
+ATTENTION = ("LDGSTS.E.BYPASS.128", "LDSM.16.M88.4", "LDSM.16.MT88.4", "HMMA.16816.F32", "MUFU.EX2")
+
+
+@pytest.mark.skipif(NVCC is None or cuobjdump() is None, reason="nvcc or cuobjdump is not installed")
+@pytest.mark.parametrize("architecture", ["80", "120"])
+def test_attention_runs_on_tensor_cores(architecture, tmp_path):
+    binary = tmp_path / "kernel.cubin"
+    target = ["-cubin", f"-arch=sm_{architecture}", f"-I{ROOT / 'csrc' / 'include'}", "-o", str(binary)]
+    command = [NVCC, "-std=c++17", "-O3", *target, str(ROOT / "csrc" / "cuda" / "masked_attention.cu")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    listing = subprocess.run([cuobjdump(), "-sass", str(binary)], capture_output=True, text=True, check=True, timeout=300).stdout
+    kernels = [entry.partition("\n")[::2] for entry in listing.split("Function : ")[1:]]
+    kernels = [(name, code) for name, code in kernels if "attention_kernel" in name]
+    assert len(kernels) == 16  # four head dims, two types, two sizes of blocks
+    for name, code in kernels:
+        head_dim = int(re.findall(r"AttentionShapeILi(\d+)", name)[0])
+        products = ATTENTION + (("HMMA.1688.F32",) if head_dim % 16 else ())  # the last eight channels of 88
+        assert not [instruction for instruction in products if instruction not in code], name
+        # No product is wasted on padded channels: keys times channels of both products, a warp and step.
+        rows, keys = (32, 32 if head_dim > 32 else 64) if f"Li{head_dim}ELi2" in name else (16, 64)
+        wide, narrow = code.count("HMMA.16816"), code.count("HMMA.1688.")
+        assert (2048 * wide + 1024 * narrow) % (2 * rows * keys * head_dim) == 0, name

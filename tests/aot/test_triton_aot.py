@@ -1,30 +1,20 @@
 """Every Triton kernel compiles for every supported GPU, without spills, within shared memory, with tensor cores where meant."""
 
-import importlib
-import inspect
-import pkgutil
-
 import pytest
 
 pytest.importorskip("triton")
 
-import jepa_kernels.kernels
-from aot import ARCHITECTURES, SHARED_LIMIT, compile_case, resources
+import jepa_kernels.kernels.masked_attention_tiles as tiles
+from jepa_kernels.static.occupancy import ARCHITECTURES, MULTIPROCESSORS
+from jepa_kernels.static.triton_cases import cases, compile_case, resources
 
 QUICK_ARCHITECTURES = (90, 120)  # wgmma; and the least shared memory with the older tensor-core instruction
 
 
-def _cases(quick: bool):
-    """The cases of every module of jepa_kernels.kernels that defines aot_cases."""
-    for info in pkgutil.iter_modules(jepa_kernels.kernels.__path__):
-        module = importlib.import_module(f"jepa_kernels.kernels.{info.name}")
-        function = getattr(module, "aot_cases", None)
-        if inspect.isfunction(function) and function.__module__ == module.__name__:
-            yield from function(quick=quick)
-
-
-def _parameters(quick: bool, architectures):
-    return [pytest.param(case, arch, id=f"{case.name}-sm_{arch}") for case in _cases(quick) for arch in architectures]
+def _parameters(quick: bool, architectures, operator=None):
+    return [
+        pytest.param(case, arch, id=f"{case.name}-sm_{arch}") for case in cases(operator, quick) for arch in architectures
+    ]
 
 
 def _check(case, architecture):
@@ -32,8 +22,8 @@ def _check(case, architecture):
     used = resources(compiled)
     assert used.stack == 0 and used.local == 0, f"registers spill: {used}"
     assert 0 < used.registers <= 255, used
-    assert used.shared <= SHARED_LIMIT[architecture], (
-        f"{used.shared} bytes of shared memory, {SHARED_LIMIT[architecture]} there"
+    assert used.shared <= MULTIPROCESSORS[architecture].shared_block, (
+        f"{used.shared} bytes of shared memory, {MULTIPROCESSORS[architecture].shared_block} there"
     )
     if case.expects_mma:
         assert used.tensor_core, "no tensor-core instruction in the PTX"
@@ -50,14 +40,46 @@ def test_every_case_compiles_without_spills(case, architecture):
     _check(case, architecture)
 
 
-def test_the_main_attention_tiles_use_wgmma_on_sm_90():
-    cases = [case for case in _cases(True) if "bfloat16-frame_causal" in case.name and case.expects_mma]
-    assert len(cases) == 3  # forward, query gradient, key gradient
-    for case in cases:
-        assert resources(compile_case(case, 90)).tensor_core.get("wgmma", 0) > 0, case.name
+def _uses_wgmma(case) -> bool:
+    """Tiles of 64 rows, which one wgmma takes; float32 has no tensor-core product, and head dim 256 no room for the tiles."""
+    return case.expects_mma and case.constants["HEAD_DIM"] <= 128
+
+
+def _check_wgmma(case):
+    assert resources(compile_case(case, 90)).tensor_core.get("wgmma", 0) > 0, case.name
+
+
+@pytest.mark.parametrize("case, _", _parameters(True, [90], "masked_attention"))
+def test_the_main_attention_tiles_use_wgmma_on_sm_90(case, _):
+    if _uses_wgmma(case):
+        _check_wgmma(case)
+
+
+@pytest.mark.aot_full
+@pytest.mark.parametrize("case, _", _parameters(False, [90], "masked_attention"))
+def test_every_16_bit_attention_tile_up_to_head_dim_128_uses_wgmma_on_sm_90(case, _):
+    if _uses_wgmma(case):
+        _check_wgmma(case)
+
+
+def test_every_tuned_attention_tile_is_compiled(monkeypatch):
+    """The gate covers each entry of each table of tiles."""
+    chosen = set()
+    fitting = tiles._fitting
+
+    def recording(table, head_dim):
+        chosen.add((id(table), next(limit for limit in table if head_dim <= limit)))
+        return fitting(table, head_dim)
+
+    monkeypatch.setattr(tiles, "_fitting", recording)
+    assert cases("masked_attention")
+    tables = {name: table for name, table in vars(tiles).items() if name.isupper() and isinstance(table, dict)}
+    assert len(tables) >= 8
+    missing = [(name, limit) for name, table in tables.items() for limit in table if (id(table), limit) not in chosen]
+    assert not missing
 
 
 def test_a_spill_would_be_seen():
     """The reader of the machine code reports a stack when a kernel is squeezed into few registers."""
-    case = next(case for case in _cases(True) if case.expects_mma)
+    case = next(case for case in cases(quick=True) if case.expects_mma)
     assert resources(compile_case(case, 80, maxnreg=64)).stack > 0

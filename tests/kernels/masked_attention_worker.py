@@ -34,6 +34,52 @@ CASES = [
     (128, F16, "before_first", "shared", 1, 1, 45, 36, 0.1),
     (256, F16, "dense", "shared", 1, 1, 33, 40, 0.0625),
 ]
+# With these small ones, every two of head dim, dtype, mask and tables come together in some case.
+PAIRS = [
+    (24, F16, "bool", "shared"),
+    (24, F16, "cache", "batched"),
+    (24, F32, "key_padding", "shared"),
+    (24, F32, "ragged", "shared"),
+    (32, F16, "frame_causal", "shared"),
+    (32, F16, "key_padding", "shared"),
+    (32, F32, "cache", "batched"),
+    (32, F32, "dense", "none"),
+    (64, F16, "ragged", "shared"),
+    (64, F32, "cache", "shared"),
+    (64, F32, "dense", "batched"),
+    (80, F16, "frame_causal", "none"),
+    (80, F16, "ragged", "shared"),
+    (80, F32, "bool", "shared"),
+    (88, F16, "dense", "batched"),
+    (88, F16, "key_padding", "shared"),
+    (88, F32, "bool", "shared"),
+    (88, F32, "cache", "shared"),
+    (96, F16, "cache", "shared"),
+    (96, F16, "dense", "shared"),
+    (96, F16, "ragged", "shared"),
+    (96, F32, "frame_causal", "batched"),
+    (96, F32, "key_padding", "shared"),
+    (104, F16, "key_padding", "shared"),
+    (104, F32, "bool", "shared"),
+    (104, F32, "dense", "batched"),
+    (104, F32, "frame_causal", "shared"),
+    (128, F16, "bool", "shared"),
+    (128, F16, "cache", "shared"),
+    (128, F16, "dense", "batched"),
+    (128, F16, "frame_causal", "shared"),
+    (128, F32, "key_padding", "shared"),
+    (128, F32, "ragged", "none"),
+]
+
+
+def small(head_dim, dtype, kind, tables):
+    """One tile of queries, or a few in float32, and keys that fill no tile."""
+    batch = 2 if tables == "batched" or kind == "key_padding" else 1
+    queries = 27 if kind in ("ragged", "frame_causal") else 18
+    return (head_dim, dtype, kind, tables, batch, 1, queries, 27, head_dim**-0.5)
+
+
+CASES += [small(*pair) for pair in PAIRS]
 
 
 def guarded(batch, tokens, parts, heads, head_dim, dtype):

@@ -1,5 +1,6 @@
 """The Triton attention kernels without a GPU: forward and gradients in Triton's interpreter against dense float64 attention."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,8 +10,14 @@ import pytest
 
 triton = pytest.importorskip("triton")
 
-from masked_attention_worker import CASES  # noqa: E402
+from masked_attention_worker import CASES, F16, F32  # noqa: E402
 
+FACTORS = (
+    (24, 32, 64, 80, 88, 96, 104, 128),
+    (F32, F16),
+    ("dense", "frame_causal", "cache", "key_padding", "bool", "ragged"),
+    ("none", "shared", "batched"),
+)
 WORKER = Path(__file__).with_name("masked_attention_worker.py")
 
 
@@ -29,3 +36,9 @@ def verdicts():
 )
 def test_matches_dense_attention(verdicts, number):
     assert verdicts[str(number)] == "ok"
+
+
+def test_every_two_of_head_dim_dtype_mask_and_tables_come_together():
+    for first, second in itertools.combinations(range(len(FACTORS)), 2):
+        wanted = set(itertools.product(FACTORS[first], FACTORS[second])) - {("ragged", "batched")}  # one token axis
+        assert wanted <= {(case[first], case[second]) for case in CASES}

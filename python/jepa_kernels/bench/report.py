@@ -57,7 +57,11 @@ def read_profiles(folder: Path) -> list[dict[str, Any]]:
 
 # What is left out of a page that would be too large, more and more; all of it stays in results.jsonl.
 SLIMMER: tuple[tuple[str, ...], ...] = ((), ("data",), ("data", "timelines"), ("data", "timelines", "strips"))
-LEFT_OUT = {"data": "raw samples", "timelines": "power and clock of single cases", "strips": "samples in order"}
+LEFT_OUT = {
+    "data": "raw samples and the terms of the energy model",
+    "timelines": "power and clock of single cases",
+    "strips": "samples in order",
+}
 
 
 def render(
@@ -77,7 +81,7 @@ def render(
     single = {"strips": list(figures.strips(records)), "timelines": list(figures.timelines(records))}
     html = ""
     for left_out in SLIMMER:
-        heavy = ("samples", "timeline") if "data" in left_out else ()
+        heavy = ("samples", "timeline", "energy_model") if "data" in left_out else ()
         embedded = {"records": [r | dict.fromkeys(heavy) for r in records], "profiles": list(profiles)}
         html = template.render(
             **told,

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _native, backends
 from ..reference.masked_attention import backward as reference_backward
 from ..reference.masked_attention import forward as reference_forward
+from . import masked_attention_cuda as on_cuda
 from ._library import define
 from .plans import needs_dispatcher
 from .registry import Backend, Operator, register
@@ -112,8 +113,11 @@ OPERATOR = register(
             ),
             "cpu": Backend("cpu", _supports_cpu, {"forward": _forward_cpu, "backward": _backward_cpu}),
             "triton": Backend("triton", _supports_triton, {"forward": _forward_triton, "backward": _backward_triton}),
+            "cuda": Backend(
+                "cuda", on_cuda.supports, {"forward": on_cuda.forward, "backward": on_cuda.backward}
+            ),
         },
-        dtypes={"reference": (torch.float64, *_FLOATS), "cpu": _FLOATS, "triton": _FLOATS},
+        dtypes={"reference": (torch.float64, *_FLOATS), "cpu": _FLOATS, "triton": _FLOATS, "cuda": on_cuda.DTYPES},
     )
 )
 

@@ -280,8 +280,25 @@ def test_one_pass_gives_the_bits_of_two(dtype, options):
     arguments = prepare(pred, target, ids, **options).values()
     separate = torch.ops.jepa_kernels.jepa_loss(*arguments)
     (expected,) = torch.autograd.grad(separate, pred)
-    loss, (gradient,) = run(("cpu", "cpu"), pred, target, ids, **options)
+    loss = jk.jepa_loss(pred, target, ids, **options)
+    assert type(loss.grad_fn).__name__ == "_FitBackward"
+    (gradient,) = torch.autograd.grad(loss, pred)
     assert torch.equal(loss, separate) and torch.equal(gradient, expected)
+
+
+def test_a_share_of_the_loss_brings_an_incoming_gradient_of_one(monkeypatch):
+    from jepa_kernels.functional.jepa_loss import share_of_loss
+    from jepa_kernels.ops.jepa_loss import OPERATOR
+
+    calls = []
+    backward = OPERATOR.backends["cpu"].functions["backward"]
+    monkeypatch.setitem(OPERATOR.backends["cpu"].functions, "backward", lambda *a: calls.append(a) or backward(*a))
+    pred, target, ids = inputs(("cpu", "cpu"))
+    (gradient,) = torch.autograd.grad(share_of_loss(pred, target, ids, 1 / 3), pred)
+    assert not calls
+    (outside,) = torch.autograd.grad(jk.jepa_loss(pred, target, ids) / 3, pred)
+    assert len(calls) == 1
+    torch.testing.assert_close(gradient, outside)
 
 
 @pytest.mark.parametrize("factor", [3.7, 0.0, math.nan])
@@ -371,6 +388,7 @@ def test_opcheck():
     arguments = (pred, target.flatten(0, 1)[:18], None, None, None, None, None, "smooth_l1", 1.0, 1e-5, 0.1)
     flat = (pred.detach().flatten(0, 1).requires_grad_(), *arguments[1:])
     torch.library.opcheck(torch.ops.jepa_kernels.jepa_loss, flat)
+    torch.library.opcheck(torch.ops.jepa_kernels.jepa_loss_fit, (flat[0].detach(), *flat[1:]))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -165,7 +165,7 @@ def test_compiled_graph_asks_for_the_backend_at_run_time(monkeypatch):
     with jk.backend("reference"):
         function(qkv, None, None)
     assert calls == ["reference"]
-    refused = pytest.raises(jk.BackendError, match="no cuda kernel")
+    refused = pytest.raises(jk.BackendError, match="cuda kernels need CUDA tensors")
     with torch._dynamo.config.patch(error_on_recompile=True), jk.backend("cuda"), refused:
         function(qkv, None, None)
 

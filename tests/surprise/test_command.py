@@ -87,11 +87,20 @@ def test_mistakes_end_with_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_trained_on_blocks_is_scored_as_published(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "forecasts, windows",
+    [
+        ([], Windows()),  # trained on blocks: as published
+        ([[6, 4]], Windows((6,), 10, 2)),
+        ([[4, 2]], Windows((4,), 6, 2)),  # frames behind what was predicted were in no loss
+        ([[2, 2], [6, 4], [8, 2]], Windows((6, 8), 10, 2)),
+    ],
+)
+def test_windows_are_the_longest_forecasts_of_training(run: Path, tmp_path: Path, forecasts: list, windows: Windows) -> None:
     found = torch.load(run / "run" / "checkpoint.pt", weights_only=True)
-    found["config"]["masks"]["forecasts"] = []
-    torch.save(found, tmp_path / "blocks.pt")
-    assert load_trained(tmp_path / "blocks.pt")[1] == Windows()
+    found["config"]["masks"]["forecasts"] = forecasts
+    torch.save(found, tmp_path / "trained.pt")
+    assert load_trained(tmp_path / "trained.pt")[1] == windows
 
 
 def test_other_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -96,6 +96,8 @@ def test_forecasts_take_the_place_of_blocks():
         build_sampler(load_config("vjepa2_tiny", ["masks.forecasts=[[6, 4]]"]))
     with pytest.raises(ConfigError, match='with masks.keep = "batch"'):
         load_config("vjepa2_tiny", ["masks.forecasts=[[4, 2]]", "masks.keep='ragged'"])
+    with pytest.raises(ConfigError, match="leave out masks.budget"):
+        load_config("vjepa2_tiny", ["masks.forecasts=[[4, 2]]", "masks.budget=[[4, 2]]"])
 
 
 def test_blocks_that_cover_the_clip_are_told():

@@ -70,7 +70,7 @@ class WholeVideo:
             return cls(path, torch.from_numpy(np.stack(frames)), stream.average_rate)
 
     def random_clip(self, num_frames: int, frame_step: int, draw: Callable[[int], int], fps: int = 0) -> Tensor:
-        """What the function of this name gives for this video."""
+        """What the function of this name gives for a video whose header tells its number of frames truly."""
         check_counts(num_frames, frame_step, None)
         return self.frames[_drawn(self.path, len(self.frames), self.rate, num_frames, frame_step, draw, fps)]
 

@@ -65,7 +65,8 @@ def jepa_loss(
 
     Cost: R tokens of D channels: 8 * R * D FLOPs forward, as many backward. Bytes: pred and the R target rows read once;
         backward reads them again and writes the gradient, and nothing but the inputs is kept for it. On cpu the gradient is
-        written in the first pass; backward hands it out where its incoming gradient is 1, and computes it anew where not.
+        written in the first pass and kept instead; backward hands it out where its incoming gradient is 1, and computes it anew
+        where not, which then costs one more R * D written: `pred` as a list takes the mean over masks inside.
 
     Deterministic: yes, bit for bit, on cpu whatever the number of threads, and on triton.
 
@@ -91,6 +92,15 @@ def jepa_loss(
         total = loss if total is None else total + loss
     assert total is not None
     return total
+
+
+def share_of_loss(pred: Tensor, target: Tensor, ids: Ids | None, share: float, **options: Any) -> Tensor:
+    """share * jepa_loss(pred, target, ids, ...), for a sum of such parts.
+
+    With the factor inside, the incoming gradient is 1, which one pass on a CPU serves; a mean taken outside would bring `share`.
+    """
+    (arguments,) = _calls(pred, target, ids, **options)
+    return _operator(*(arguments | {"scale": share * arguments["scale"]}).values())
 
 
 def prepare(

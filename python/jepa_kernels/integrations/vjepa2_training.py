@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.ema_update import ema_update_
-from ..functional.jepa_loss import jepa_loss
+from ..functional.jepa_loss import share_of_loss
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,14 @@ class TrainStepHooks:
         self, z: Sequence[Sequence[Tensor]], h: Sequence[Tensor], masks_pred: Sequence[Sequence[Tensor]]
     ) -> Tensor:
         """Mean over all masks of mean |z - layer_norm(h)[ids]|**loss_exp / loss_exp, in float32; see `jk.jepa_loss`."""
+        count = sum(map(len, z))
+        if not count:
+            raise ValueError("loss_fn: z holds no prediction; pass one for each mask")
         losses: list[Any] = []
         for predictions, target, masks in zip(z, h, masks_pred, strict=True):
             for prediction, ids in zip(predictions, masks, strict=True):
-                losses.append(jepa_loss(prediction, target.detach(), ids, kind="l1", power=self.loss_exp))
-        if not losses:
-            raise ValueError("loss_fn: z holds no prediction; pass one for each mask")
-        return torch.stack(losses).mean()
+                losses.append(share_of_loss(prediction, target.detach(), ids, 1 / count, power=self.loss_exp))
+        return torch.stack(losses).sum()
 
     def momentum_update(self, momentum: float) -> None:
         """target <- momentum * target + (1 - momentum) * encoder, all parameters in one call; see `jk.ema_update_`."""

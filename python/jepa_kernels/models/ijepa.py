@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.jepa_loss import jepa_loss
+from ..functional.jepa_loss import share_of_loss
 from ..nn import Block, Linear, get_2d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
@@ -131,11 +131,12 @@ class IJEPA(JointEmbedding):
         predicted = self.predictor.fill_in(context, masks_enc, masks_pred)
         repeated = [mask for mask in masks_pred for _ in masks_enc]
         losses = [
-            jepa_loss(part, targets, mask, kind="smooth_l1", normalize=False)
+            share_of_loss(part, targets, mask, 1 / len(repeated), kind="smooth_l1", normalize=False)
             for part, mask in zip(unpack(predicted, repeated), repeated, strict=True)
         ]
-        per_mask = torch.stack(losses).view(len(masks_pred), len(masks_enc)).mean(dim=1)
-        return per_mask.mean(), stats_of(per_mask, targets, masks_enc, masks_pred)
+        parts = torch.stack(losses)
+        per_mask = parts.view(len(masks_pred), len(masks_enc)).sum(dim=1) * len(masks_pred)
+        return parts.sum(), stats_of(per_mask, targets, masks_enc, masks_pred)
 
 
 def images_channels_first(images: Tensor, in_chans: int = 3) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..functional.jepa_loss import jepa_loss
+from ..functional.jepa_loss import share_of_loss
 from ._common import seeded_weights
 from .joint import JointEmbedding, redraw_linear_weights
 from .packed import predict, stats_of, unpack
@@ -77,11 +77,11 @@ class VJEPA(JointEmbedding):
         )
         predicted = predict(self.predictor, context, masks_enc, masks_pred, tokens, self.encoder.num_patches)
         losses = [
-            jepa_loss(part, targets, mask, power=self.loss_exp, normalize=False)
+            share_of_loss(part, targets, mask, 1 / len(masks_pred), power=self.loss_exp, normalize=False)
             for part, mask in zip(unpack(predicted, masks_pred), masks_pred, strict=True)
         ]
-        per_mask = torch.stack(losses)
-        return per_mask.mean(), stats_of(per_mask, targets, masks_enc, masks_pred)
+        parts = torch.stack(losses)
+        return parts.sum(), stats_of(parts * len(masks_pred), targets, masks_enc, masks_pred)
 
 
 def build_vjepa(

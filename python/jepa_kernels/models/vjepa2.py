@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..functional.jepa_loss import jepa_loss
+from ..functional.jepa_loss import share_of_loss
 from ..functional.patch_embed_pair import patch_embed_pair
 from ..ragged import RaggedIds
 from ._common import seeded_weights
@@ -83,18 +83,19 @@ class VJEPA2(JointEmbedding):
         # Token 0: the index is that of the clip length, and all clips of a batch have one.
         predicted = self.predictor(context, masks_enc, masks_pred, mask_index=0)
         rows = predicted.split([ids.numel() for ids in masks_pred])
+        count = len(masks_pred)
         losses = [
-            jepa_loss(z.view(*ids.shape, -1), h, ids, power=self.loss_exp, eps=TARGET_NORM_EPS)
+            share_of_loss(z.view(*ids.shape, -1), h, ids, 1 / count, power=self.loss_exp, eps=TARGET_NORM_EPS)
             for z, ids in zip(rows, masks_pred, strict=True)
         ]
-        per_mask = torch.stack(losses)
+        parts = torch.stack(losses)
         stats = {
-            "loss_per_mask": per_mask.detach(),
+            "loss_per_mask": parts.detach() * count,
             "target_std": spread,
             "context_tokens": [ids.shape[1] for ids in masks_enc],
             "target_tokens": [ids.shape[1] for ids in masks_pred],
         }
-        return per_mask.mean(), stats
+        return parts.sum(), stats
 
     def _ragged(
         self, clips: Tensor, masks_enc: Sequence[Mask], masks_pred: Sequence[Mask]
@@ -107,13 +108,13 @@ class VJEPA2(JointEmbedding):
         context = encode(encoder, tokens, masks_enc, grid[1:])
         token = self.predictor.mask_tokens[0][0]
         predicted = predict(self.predictor, context, masks_enc, masks_pred, token, encoder.num_patches)
-        per_mask = torch.stack(
+        parts = torch.stack(
             [
-                jepa_loss(z, targets, mask, power=self.loss_exp, normalize=False)
+                share_of_loss(z, targets, mask, 1 / len(masks_pred), power=self.loss_exp, normalize=False)
                 for z, mask in zip(unpack(predicted, masks_pred), masks_pred, strict=True)
             ]
         )
-        return per_mask.mean(), stats_of(per_mask, targets, masks_enc, masks_pred)
+        return parts.sum(), stats_of(parts * len(masks_pred), targets, masks_enc, masks_pred)
 
     def _embed(self, clips: Tensor, masks_enc: list[Tensor]) -> tuple[Tensor | None, Sequence[Tensor] | None]:
         """All tokens by the target's patch embedding, the kept ones of each mask by the encoder's; pixels are read once.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention_masks import Ragged
-from ..functional.jepa_loss import jepa_loss
+from ..functional.jepa_loss import share_of_loss
 from ..nn import Linear, PatchEmbed, PatchEmbed3D
 from ..nn.block import LAYER_NORM_EPS
 from ..patch_grid import patch_count
@@ -217,15 +217,15 @@ class VJEPA21(JointEmbedding):
             self.predictor, torch.cat(context, -1), masks_enc, masks_pred, token, self.encoder.num_patches
         )
         seen = self._losses(visible, targets, masks_enc, self._weights(x, masks_enc, masks_pred))
-        per_mask = self._losses(hidden, targets, masks_pred, None) + seen
+        parts = self._losses(hidden, targets, masks_pred, None) + seen
         stats = {
-            "loss_per_mask": per_mask.detach(),
-            "context_loss": seen.detach().mean(),
+            "loss_per_mask": parts.detach() * len(masks_pred),
+            "context_loss": seen.detach().sum(),
             "target_std": targets[-1].flatten(0, 1).std(dim=0).mean(),
             "context_tokens": [ids.shape[1] for ids in masks_enc],
             "target_tokens": [ids.shape[1] for ids in masks_pred],
         }
-        return per_mask.mean(), stats
+        return parts.sum(), stats
 
     def _levels(self, x: Tensor, masks_enc: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The targets of all levels (B, N, D), and the levels of the context of all masks, packed (total, D)."""
@@ -243,15 +243,15 @@ class VJEPA21(JointEmbedding):
     def _losses(
         self, predicted: Tensor, targets: list[Tensor], masks: list[Tensor], weights: list[Tensor] | None
     ) -> Tensor:
-        """One loss a mask (M,), the mean over levels."""
-        losses = []
+        """The share of each mask (M,) in the mean over masks, itself a mean over levels."""
+        losses, share = [], 1 / (len(masks) * len(targets))
         for index, (part, ids) in enumerate(zip(unpack(predicted, masks), masks, strict=True)):
             weight = None if weights is None else weights[index]
             levels = part.chunk(len(targets), dim=-1)
             each = [
-                jepa_loss(z, h, ids, normalize=False, weights=weight) for z, h in zip(levels, targets, strict=True)
+                share_of_loss(z, h, ids, share, normalize=False, weights=weight) for z, h in zip(levels, targets, strict=True)
             ]
-            losses.append(torch.stack(each).mean())
+            losses.append(torch.stack(each).sum())
         return torch.stack(losses)
 
     def _weights(self, x: Tensor, masks_enc: list[Tensor], masks_pred: list[Tensor]) -> list[Tensor]:

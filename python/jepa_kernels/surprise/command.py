@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,16 @@ def load_trained(path: Path, device: torch.device | str = "cpu") -> tuple[VJEPA2
     model = build_model(config)
     assert isinstance(model, VJEPA2)
     state.load_parts(model, found, str(path))
-    seen = tuple(sorted({span[0] for span in config.masks.forecasts}))
-    return model.eval().to(device), Windows(seen, config.model.num_frames) if seen else Windows()
+    return model.eval().to(device), _trained_windows(config.masks.forecasts, config.model.tubelet_size)
+
+
+def _trained_windows(forecasts: Sequence[Sequence[int]], tubelet_size: int) -> Windows:
+    """The longest forecasts, all contexts of them; the published windows where there are none."""
+    if not forecasts:
+        return Windows()
+    length = max(map(sum, forecasts))
+    seen = {context for context, target in forecasts if context + target == length}
+    return Windows(tuple(sorted(seen)), length, tubelet_size)
 
 
 def record(found: Surprise, video: str) -> dict[str, Any]:

@@ -348,6 +348,8 @@ def _check(config: Config, where: str) -> None:
     _check_views(config, where)
     if config.masks.forecasts and (model.family not in FORECASTING or config.masks.keep != "batch"):
         raise ConfigError(f'{where}: masks.forecasts is for {", ".join(FORECASTING)} with masks.keep = "batch"')
+    if config.masks.forecasts and config.masks.budget:
+        raise ConfigError(f"{where}: masks.forecasts fixes the numbers of tokens; leave out masks.budget")
     if not 0.0 < config.data.crop_scale[0] <= config.data.crop_scale[1] <= 1.0:
         raise ConfigError(f"{where}: data.crop_scale must satisfy 0 < low <= high <= 1; got {config.data.crop_scale}")
 

@@ -86,10 +86,10 @@ def resume(
     if "config" not in state or "step" not in state:
         raise TrainError(f"{path} is no checkpoint of this command; start from its weights with --init")
     mine, theirs = as_record(config), as_record(from_record(state["config"], str(path)))
-    # How often to tell and to save, and on how many processes, changes nothing.
+    # How often to tell and to save, how files are read, and on how many processes, changes nothing.
     for record, batch in ((mine, config.data.batch_size * world.size), (theirs, state["global_batch"])):
         record["run"] = {key: record["run"][key] for key in ("dtype", "seed")}
-        record["data"] = {**record["data"], "num_workers": 0, "batch_size": 0}
+        record["data"] = {**record["data"], "num_workers": 0, "batch_size": 0, "in_memory": False}
         record["global batch"] = batch
     if changes := differing_keys(theirs, mine):
         raise TrainError(f"{path} was made with other settings: {'; '.join(changes)}; use those, or --init for a new run")

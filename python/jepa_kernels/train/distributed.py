@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import time
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -58,14 +61,24 @@ def join(device: str = "auto") -> World:
     local = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(local)
+    # Ahead of the group: imported later, as FSDP2 does, its default arguments hold the group for good, see `leave`.
+    import_module("torch.distributed.nn.functional")
+
     dist.init_process_group("nccl" if on_gpu else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), local, dist.new_group(backend="gloo"))
 
 
 def leave() -> None:
-    """Ends the process group, if there is one."""
+    """Ends the process group, if there is one.
+
+    A group lives as long as anything holds it, and with it Gloo's threads, which may abort the process while the interpreter
+    ends: models and optimisers, which hold it, are in cycles, and go first. FSDP2's caches keep theirs; there the wait leaves
+    the threads time to let go of the last tensors.
+    """
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
+        time.sleep(0.1)
 
 
 def sharded(model: nn.Module, world: World) -> nn.Module:

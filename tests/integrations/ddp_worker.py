@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.integrations.official import vjepa2
 
 import jepa_kernels as jk
+from jepa_kernels.train.distributed import leave
 
 
 def build(kind: str) -> nn.Module:
@@ -57,4 +58,4 @@ if __name__ == "__main__":
         (kind, order): train(kind, order) for kind in ("vjepa2", "ijepa") if available(kind) for order in ("before", "after")
     }
     torch.save(results, sys.argv[1])
-    dist.destroy_process_group()
+    leave()

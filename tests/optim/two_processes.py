@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 import jepa_kernels as jk
+from jepa_kernels.train.distributed import leave
 
 STEPS, BATCH = 6, 8
 
@@ -83,4 +84,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
     torch.save(train(sys.argv[1]), sys.argv[2])
-    dist.destroy_process_group()
+    leave()

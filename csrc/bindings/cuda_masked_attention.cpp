@@ -1,8 +1,8 @@
 // Binding of masked attention on GPUs.
 #include <algorithm>
-#include <initializer_list>
 #include <string>
 
+#include "checks.h"
 #include "cuda_operators.h"
 #include "jepa/masked_attention_cuda.h"
 #include "tensor_view_caster.h"
@@ -13,16 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
+constexpr const char* kOperator = "masked_attention";
 constexpr int64_t kMaxTokens = int64_t{1} << 30;  // so that sums of two counts stay below 2^31
-
-void check_contiguous(const TensorView& view, DType dtype, std::initializer_list<int64_t> sizes, const char* name) {
-  check_view(view, name);
-  check_dtype(view, dtype, name);
-  check_ndim(view, static_cast<int>(sizes.size()), name);
-  int dim = 0;
-  for (const int64_t size : sizes) check_size(view, dim++, size, name);
-  if (!view.is_contiguous()) fail(std::string("masked_attention: ") + name + " must be contiguous");
-}
 
 // (B, H, tokens, D) whose rows the kernels can read and write 16 bytes at a time.
 HeadRows rows_of(const TensorView& view, const TensorView& q, int64_t tokens, const char* name) {
@@ -44,7 +36,7 @@ RotationTables tables_of(const TensorView& cos, const TensorView& sin, const Ten
   const int64_t tables = cos.sizes[0], head_dim = q.sizes[3];
   if (tables != 1 && tables != q.sizes[0]) fail(std::string("masked_attention: ") + name + ": expected 1 or B tables");
   for (const TensorView* table : {&cos, &sin}) {
-    check_contiguous(*table, DType::kFloat32, {tables, tokens, head_dim}, name);
+    check_contiguous(*table, DType::kFloat32, {tables, tokens, head_dim}, kOperator, name);
     if (reinterpret_cast<uintptr_t>(table->data) % 16 != 0) fail(std::string("masked_attention: ") + name + " is not aligned to 16 bytes");
   }
   return {cos.as<const float>(), sin.as<const float>(), tables == 1 ? 0 : tokens * head_dim};
@@ -54,12 +46,12 @@ void read_masks(MaskedAttentionCall& call, const TensorView& key_lengths, const 
                 int64_t tokens_per_frame, int64_t query_frame_offset) {
   if (key_lengths.defined() + cu_seqlens.defined() + (tokens_per_frame > 0) > 1) fail("masked_attention: more than one kind of mask");
   if (key_lengths.defined()) {
-    check_contiguous(key_lengths, DType::kInt32, {call.batch}, "key_lengths");
+    check_contiguous(key_lengths, DType::kInt32, {call.batch}, kOperator, "key_lengths");
     call.key_lengths = key_lengths.as<const int32_t>();
   }
   if (cu_seqlens.defined()) {
     check_ndim(cu_seqlens, 1, "cu_seqlens");
-    check_contiguous(cu_seqlens, DType::kInt32, {cu_seqlens.sizes[0]}, "cu_seqlens");
+    check_contiguous(cu_seqlens, DType::kInt32, {cu_seqlens.sizes[0]}, kOperator, "cu_seqlens");
     if (cu_seqlens.sizes[0] < 1 || call.batch != 1 || call.query_len != call.key_len || max_seqlen < 0)
       fail("masked_attention: cu_seqlens need at least one bound, a batch of 1, as many keys as queries, and max_seqlen >= 0");
     call.cu_seqlens = cu_seqlens.as<const int32_t>();
@@ -92,7 +84,7 @@ void forward(const TensorView& q, const TensorView& k, const TensorView& v, cons
   call.query_len = static_cast<int>(query_len), call.key_len = static_cast<int>(key_len);
   call.q = rows_of(q, q, query_len, "q"), call.k = rows_of(k, q, key_len, "k"), call.v = rows_of(v, q, key_len, "v");
   call.out = rows_of(out, q, query_len, "out");
-  check_contiguous(lse, DType::kFloat32, {q.sizes[0], q.sizes[1], query_len}, "lse");
+  check_contiguous(lse, DType::kFloat32, {q.sizes[0], q.sizes[1], query_len}, kOperator, "lse");
   call.lse = lse.as<float>();
   read_masks(call, key_lengths, cu_seqlens, max_seqlen, tokens_per_frame, query_frame_offset);
   set_scale(call, scale);

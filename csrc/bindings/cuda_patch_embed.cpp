@@ -1,6 +1,7 @@
 // Binding of the patch embedding on GPUs.
 #include <string>
 
+#include "checks.h"
 #include "cuda_operators.h"
 #include "jepa/patch_embed_cuda.h"
 #include "tensor_view_caster.h"
@@ -11,16 +12,8 @@ namespace py = pybind11;
 
 namespace {
 
+constexpr const char* kOperator = "patch_embed";
 constexpr int64_t kMaxSize = INT32_MAX;
-
-void check_contiguous(const TensorView& view, DType dtype, std::initializer_list<int64_t> sizes, const char* name) {
-  check_view(view, name);
-  check_dtype(view, dtype, name);
-  check_ndim(view, static_cast<int>(sizes.size()), name);
-  int dim = 0;
-  for (const int64_t size : sizes) check_size(view, dim++, size, name);
-  if (!view.is_contiguous()) fail(std::string("patch_embed: ") + name + " must be contiguous");
-}
 
 void check_aligned(const TensorView& view, const char* name) {
   if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) fail(std::string("patch_embed: ") + name + " is not aligned to 16 bytes");
@@ -63,7 +56,7 @@ void check_weight(const TensorView& weight, const TensorView& bias, const PatchG
   if (!weight.is_contiguous() || stride % 8 != 0 || stride < g.columns() || weight.sizes[0] > kMaxSize)
     fail("weight: expected contiguous rows of at least " + std::to_string(g.columns()) + " columns, padded to a multiple of 8");
   check_aligned(weight, "weight");
-  if (bias.defined()) check_contiguous(bias, weight.dtype, {weight.sizes[0]}, "bias");
+  if (bias.defined()) check_contiguous(bias, weight.dtype, {weight.sizes[0]}, kOperator, "bias");
 }
 
 void patch_embed(const TensorView& pixels, const TensorView& weight, const TensorView& bias, const TensorView& rows,
@@ -82,16 +75,16 @@ void patch_embed(const TensorView& pixels, const TensorView& weight, const Tenso
   if (!out.is_contiguous() || (out.dtype != weight.dtype && out.dtype != DType::kFloat32))
     fail("out: expected a contiguous matrix of float32 or of the weight's type");
   if (rows.defined())
-    check_contiguous(rows, DType::kInt64, {count}, "rows");
+    check_contiguous(rows, DType::kInt64, {count}, kOperator, "rows");
   else if (count != g.batch * g.tokens())
     fail("out: " + std::to_string(count) + " rows for " + std::to_string(g.batch * g.tokens()) + " patches");
-  if (pos_embed.defined()) check_contiguous(pos_embed, pos_embed.dtype, {g.tokens(), width}, "pos_embed");
+  if (pos_embed.defined()) check_contiguous(pos_embed, pos_embed.dtype, {g.tokens(), width}, kOperator, "pos_embed");
   if (pos_embed.defined() && pos_embed.dtype != DType::kFloat32 && !is_half(pos_embed.dtype))
     fail(std::string("patch_embed: no kernel for pos_embed of ") + name_of(pos_embed.dtype));
-  if (mean.defined()) check_contiguous(mean, DType::kFloat32, {g.channels}, "mean");
-  if (std.defined()) check_contiguous(std, DType::kFloat32, {g.channels}, "std");
+  if (mean.defined()) check_contiguous(mean, DType::kFloat32, {g.channels}, kOperator, "mean");
+  if (std.defined()) check_contiguous(std, DType::kFloat32, {g.channels}, kOperator, "std");
   const int64_t padded = (g.columns() + kPatchEmbedStep - 1) / kPatchEmbedStep * kPatchEmbedStep;
-  check_contiguous(table, DType::kInt32, {padded, 4}, "table");
+  check_contiguous(table, DType::kInt32, {padded, 4}, kOperator, "table");
   check_aligned(table, "table");
   if (path != 0 && path != 1) fail("patch_embed: path " + std::to_string(path) + " is neither 0 (warp) nor 1 (warpgroup)");
   call.pixels = pixels.data, call.pixel_dtype = pixels.dtype;

@@ -105,20 +105,36 @@ void launch_fitting(const MaskedAttentionCall& call, cudaStream_t stream) {
     launch<Value, Large>(call, stream);
 }
 
+template <int kHeadDim>
+struct HeadDim {
+  static constexpr int kValue = kHeadDim;
+};
+
+// Runs with the head dim as a type; false, and no run, for one that no kernel is compiled for.
+template <typename Run>
+bool with_head_dim(int head_dim, Run run) {
+  switch (head_dim) {
+    case 32:
+      run(HeadDim<32>{});
+      return true;
+    case 64:
+      run(HeadDim<64>{});
+      return true;
+    case 80:
+      run(HeadDim<80>{});
+      return true;
+    case 88:
+      run(HeadDim<88>{});
+      return true;
+    default:
+      return false;
+  }
+}
+
 template <typename Value>
 void launch_head_dim(const MaskedAttentionCall& call, cudaStream_t stream) {
-  switch (call.head_dim) {
-    case 32:
-      return launch_fitting<Value, 32>(call, stream);
-    case 64:
-      return launch_fitting<Value, 64>(call, stream);
-    case 80:
-      return launch_fitting<Value, 80>(call, stream);
-    case 88:
-      return launch_fitting<Value, 88>(call, stream);
-    default:
-      fail("masked_attention: no CUDA kernel for head dim " + std::to_string(call.head_dim));
-  }
+  const auto run = [&](auto head_dim) { launch_fitting<Value, decltype(head_dim)::kValue>(call, stream); };
+  if (!with_head_dim(call.head_dim, run)) fail("masked_attention: no CUDA kernel for head dim " + std::to_string(call.head_dim));
 }
 
 template <typename Run>
@@ -130,7 +146,9 @@ void with_value(DType dtype, Run run) {
 
 }  // namespace
 
-bool masked_attention_has_head_dim(int head_dim) { return head_dim == 32 || head_dim == 64 || head_dim == 80 || head_dim == 88; }
+bool masked_attention_has_head_dim(int head_dim) {
+  return with_head_dim(head_dim, [](auto) {});
+}
 
 void rotate_keys_cuda(const RotateKeysCall& call, void* stream) {
   const int64_t items = rotate_items(call);

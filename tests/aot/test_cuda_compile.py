@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import subprocess
-from importlib import util
 from pathlib import Path
 
 import pytest
+
+from jepa_kernels.static import tools
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
@@ -61,20 +62,11 @@ def test_kernels_use_the_instructions_they_are_meant_to(source, architecture, in
         assert not missing, (kernel.split("(")[0], missing)
 
 
-def cuobjdump() -> str | None:
-    """The disassembler of the CUDA toolkit, or the one that Triton brings."""
-    found = shutil.which("cuobjdump") or (NVCC and shutil.which(str(Path(NVCC).parent / "cuobjdump")))
-    triton = util.find_spec("triton")
-    if found or triton is None or not triton.submodule_search_locations:
-        return found or None
-    return shutil.which(str(Path(triton.submodule_search_locations[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"))
-
-
 # What each kernel of the attention holds in its machine code: asynchronous copies, matrix loads, products over 16 channels.
 ATTENTION = ("LDGSTS.E.BYPASS.128", "LDSM.16.M88.4", "LDSM.16.MT88.4", "HMMA.16816.F32", "MUFU.EX2")
 
 
-@pytest.mark.skipif(NVCC is None or cuobjdump() is None, reason="nvcc or cuobjdump is not installed")
+@pytest.mark.skipif(NVCC is None or tools.find("cuobjdump") is None, reason="nvcc or cuobjdump is not installed")
 @pytest.mark.parametrize("architecture", ["80", "120"])
 def test_attention_runs_on_tensor_cores(architecture, tmp_path):
     binary = tmp_path / "kernel.cubin"
@@ -82,7 +74,7 @@ def test_attention_runs_on_tensor_cores(architecture, tmp_path):
     command = [NVCC, "-std=c++17", "-O3", *target, str(ROOT / "csrc" / "cuda" / "masked_attention.cu")]
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert finished.returncode == 0, finished.stderr[-4000:]
-    listing = subprocess.run([cuobjdump(), "-sass", str(binary)], capture_output=True, text=True, check=True, timeout=300).stdout
+    listing = tools.output("cuobjdump", "-sass", str(binary))
     kernels = [entry.partition("\n")[::2] for entry in listing.split("Function : ")[1:]]
     kernels = [(name, code) for name, code in kernels if "attention_kernel" in name]
     assert len(kernels) == 16  # four head dims, two types, two sizes of blocks

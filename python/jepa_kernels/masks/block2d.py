@@ -114,13 +114,6 @@ class MultiBlockMask2D(Sampler):
         grid = (patch_count("height", height, "patch_size", patch_size), patch_count("width", width, "patch_size", patch_size))
         return cls(grid, masks, generator, keep, budget)
 
-    def __call__(self, batch_size: int) -> tuple[Masks, Masks]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        drawn = self.draw(self.step, [self.generator] * batch_size)
-        self.step += 1
-        return drawn
-
     def draw(self, step: int, generators: Sequence[torch.Generator]) -> tuple[Masks, Masks]:
         """The masks of batch number `step`, the corners of sample b from `generators[b]`; changes nothing but these."""
         sizes = torch.Generator().manual_seed(step)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..patch_grid import patch_count
+from ..patch_grid import clip_grid
 from .keep import MAX_DRAWS, Masks, Sampler, check_budget, check_keep, check_range, complement, joined, subset, uniform
 
 
@@ -120,20 +120,8 @@ class MultiBlockMask3D(Sampler):
         Raises:
             ValueError: `tubelet_size` does not divide `num_frames`, or `patch_size` the height or the width.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        grid = (
-            patch_count("num_frames", num_frames, "tubelet_size", tubelet_size),
-            patch_count("height", height, "patch_size", patch_size),
-            patch_count("width", width, "patch_size", patch_size),
-        )
+        grid = clip_grid(num_frames, size, patch_size, tubelet_size)
         return cls(grid, masks, generator, keep, budget)
-
-    def __call__(self, batch_size: int) -> tuple[Masks, Masks]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        drawn = self.draw(self.step, [self.generator] * batch_size)
-        self.step += 1
-        return drawn
 
     def draw(self, step: int, generators: Sequence[torch.Generator]) -> tuple[Masks, Masks]:
         """The masks of batch number `step`, the corners of sample b from `generators[b]`; changes nothing but these."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..patch_grid import patch_count
+from ..patch_grid import clip_grid
 from .keep import Masks, Sampler
 
 
@@ -70,22 +70,10 @@ class ForecastMask(Sampler):
         Raises:
             ValueError: `tubelet_size` does not divide `num_frames` or a span, or `patch_size` the height or the width.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        grid = (
-            patch_count("num_frames", num_frames, "tubelet_size", tubelet_size),
-            patch_count("height", height, "patch_size", patch_size),
-            patch_count("width", width, "patch_size", patch_size),
-        )
+        grid = clip_grid(num_frames, size, patch_size, tubelet_size)
         if any(frames % tubelet_size for span in spans for frames in span):
             raise ValueError(f"spans must be multiples of {tubelet_size} frames; got {[tuple(span) for span in spans]}")
         return cls(grid, [[frames // tubelet_size for frames in span] for span in spans], generator)
-
-    def __call__(self, batch_size: int) -> tuple[Masks, Masks]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        drawn = self.draw(self.step, [self.generator] * batch_size)
-        self.step += 1
-        return drawn
 
     def draw(self, step: int, generators: Sequence[torch.Generator]) -> tuple[Masks, Masks]:
         """The masks of a batch of as many samples as `generators`; neither they nor `step` change anything."""

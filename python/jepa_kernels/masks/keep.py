@@ -76,10 +76,21 @@ def check_range(name: str, bounds: tuple[float, float], upper: float | None = 1.
 
 
 class Sampler:
-    """What a sampler of masks carries from batch to batch: the number of the next batch, and its generator."""
+    """Draws masks batch after batch; what it carries along is the number of the next batch, and its generator."""
 
     step: int
     generator: torch.Generator
+
+    def draw(self, step: int, generators: Sequence[torch.Generator]) -> tuple[Masks, Masks]:
+        """The masks of batch number `step`, what is of sample b from `generators[b]`."""
+        raise NotImplementedError
+
+    def __call__(self, batch_size: int) -> tuple[Masks, Masks]:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+        drawn = self.draw(self.step, [self.generator] * batch_size)
+        self.step += 1
+        return drawn
 
     def state_dict(self) -> dict[str, Any]:
         """The batch number and the generator's state."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..patch_grid import patch_count
+from ..patch_grid import clip_grid
 from .keep import Masks, Sampler, complement
 
 
@@ -57,17 +57,7 @@ class RandomMask(Sampler):
         Raises:
             ValueError: `tubelet_size` does not divide `num_frames`, or `patch_size` the height or the width.
         """
-        height, width = (size, size) if isinstance(size, int) else size
-        frames = patch_count("num_frames", num_frames, "tubelet_size", tubelet_size) if num_frames > 1 else 1
-        rows = patch_count("height", height, "patch_size", patch_size)
-        return cls((frames, rows, patch_count("width", width, "patch_size", patch_size)), ratio, generator)
-
-    def __call__(self, batch_size: int) -> tuple[Masks, Masks]:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1; got {batch_size}")
-        drawn = self.draw(self.step, [self.generator] * batch_size)
-        self.step += 1
-        return drawn
+        return cls(clip_grid(num_frames, size, patch_size, tubelet_size if num_frames > 1 else 1), ratio, generator)
 
     def draw(self, step: int, generators: Sequence[torch.Generator]) -> tuple[Masks, Masks]:
         """The masks of a batch, those of sample b from `generators[b]`; `step` changes nothing, as all batches are alike."""

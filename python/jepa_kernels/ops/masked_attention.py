@@ -186,7 +186,7 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extr
         lse.fill_(float("-inf"))
         return
     if extras.cu_seqlens is not None and q.device.type != "cpu":
-        # Lengths on a GPU are not looked at: tokens that no sequence holds, or beyond max_seqlen, come out as NaN.
+        # Lengths on a GPU are not looked at: rows of a sequence beyond max_seqlen come out as NaN, since nothing writes them.
         out.fill_(float("nan"))
         lse.fill_(float("nan"))
     implementation.functions["forward"](*map(_unit_stride, (q, k, v)), out, lse, extras)

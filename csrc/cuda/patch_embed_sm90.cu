@@ -1,11 +1,10 @@
 // Patch embedding on compute capability 9.0: a warpgroup gathers and normalises pixels while the copy engine brings the weight, and
 // two warpgroups multiply what has arrived. Four stages of shared memory lie between them.
-#include <cuda.h>
-#include <cudaTypedefs.h>
-
 #include "patch_embed_gather.h"
 #include "patch_embed_launch.h"
 #include "patch_embed_wgmma.h"
+#include "tensor_map.h"
+#include "warpgroup_instructions.h"
 
 namespace jepa {
 namespace {
@@ -22,36 +21,6 @@ constexpr int kProducerRegisters = 120, kConsumerRegisters = 192;
 static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 3 * 168, "the block's own registers");
 static_assert(kSharedBytes <= 227 * 1024, "what a block may have on compute capability 9.0");
 static_assert(4 * kRows * result_stride(kColumns) <= kStageBytes, "the sums take the place of the stages");
-
-__device__ inline void init_barrier(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ inline void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ inline void arrive_expecting(uint32_t barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ inline void wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n}\n" ::"r"(barrier), "r"(parity) : "memory");
-}
-
-// kColumns rows of the weight by kStep columns, swizzled as tile_element(); zeros beyond the tensor.
-__device__ inline void copy_weight(const CUtensorMap& map, uint32_t to, uint32_t barrier, int first_k, int first_column) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(reinterpret_cast<uint64_t>(&map)), "r"(first_k), "r"(first_column), "r"(barrier)
-      : "memory");
-}
 
 // The pixels that a producer brings in: one chunk of eight rows a stage, in batches of at most 32 words, each loaded while the one
 // before it is converted.
@@ -119,7 +88,7 @@ __device__ inline void produce(const PatchEmbedCall& call, const CUtensorMap& ma
     wait(shared.empty + 8 * stage, (step / kStages & 1) ^ 1);
     if (thread == 0) {
       arrive_expecting(shared.full + 8 * stage, kWeightBytes);
-      copy_weight(map, shared_address(shared.weight) + stage * kWeightBytes, shared.full + 8 * stage, step * kStep, first_column);
+      copy_tile(map, shared_address(shared.weight) + stage * kWeightBytes, shared.full + 8 * stage, step * kStep, first_column);
     }
 #pragma unroll
     for (int batch = 0; batch < kBatches; ++batch) {
@@ -129,7 +98,7 @@ __device__ inline void produce(const PatchEmbedCall& call, const CUtensorMap& ma
 #pragma unroll
       for (int i = 0; i < Producer<Pixel, Value>::kBatch; ++i) now[i] = next[i];
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // the tensor cores read what ordinary stores wrote
+    fence_proxy_async();  // the tensor cores read what ordinary stores wrote
     arrive(shared.full + 8 * stage);
   }
 }
@@ -142,15 +111,15 @@ __device__ inline void consume(float (&sums)[kWarpgroupSums], const Shared& shar
     wait(shared.full + 8 * stage, step / kStages & 1);
     const uint64_t left = swizzled_descriptor(shared_address(shared.pixels) + stage * kPixelBytes + group * (kPixelBytes / 2));
     const uint64_t right = swizzled_descriptor(shared_address(shared.weight) + stage * kWeightBytes);
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    fence_products();
 #pragma unroll
     for (int part = 0; part < kStep / 16; ++part)  // 16 columns are 32 bytes: 2 units of the descriptor's address
       warpgroup_multiply<Value>(sums, left + 2 * part, right + 2 * part, step + part);
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");  // of the stage before
+    commit_products();
+    wait_for_products<1>();  // of the stage before
     if (step > 0 && thread == 0) arrive(shared.empty + 8 * ((step - 1) % kStages));
   }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  wait_for_products<0>();
 #endif
 }
 
@@ -175,8 +144,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       init_barrier(shared.full + 8 * stage, kProducers + 1);  // every producer, and the copy's announcement
       init_barrier(shared.empty + 8 * stage, kConsumers / 128);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    fence_barrier_init();
+    fence_proxy_async();
   }
   __syncthreads();
 
@@ -206,33 +175,11 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// The driver's encoder of tensor maps, found at run time: nothing links the driver.
-PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
-  void* entry = nullptr;
-  cudaDriverEntryPointQueryResult found{};
-#if CUDART_VERSION >= 12050
-  check_cuda(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found), "driver");
-#else
-  check_cuda(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &entry, cudaEnableDefault, &found), "driver");
-#endif
-  if (found != cudaDriverEntryPointSuccess || entry == nullptr)
-    throw std::runtime_error("patch_embed: this driver has no tensor maps; update it, or take the kernel for every GPU");
-  return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
-}
-
+// kColumns rows of the weight by kStep columns, swizzled as tile_element().
 CUtensorMap weight_map(const PatchEmbedCall& call) {
-  static const auto encode = tensor_map_encoder();
-  CUtensorMap map{};
-  const auto type = call.weight_dtype == DType::kBFloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(call.weight_stride), static_cast<cuuint64_t>(call.width)};
-  const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(2 * call.weight_stride)};
-  const cuuint32_t box[] = {kStep, kColumns}, steps[] = {1, 1};
-  const CUresult result = encode(&map, type, 2, const_cast<void*>(call.weight), sizes, row_bytes, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS)
-    throw std::runtime_error("patch_embed: the driver refused the weight's tensor map, error " + std::to_string(result));
-  return map;
+  const auto stride = static_cast<cuuint64_t>(call.weight_stride), width = static_cast<cuuint64_t>(call.width);
+  return tensor_map<2>("patch_embed", "the weight",
+                       {call.weight_dtype, call.weight, {stride, width}, {2 * stride}, {kStep, kColumns}, CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
 void check_capability() {

@@ -51,7 +51,7 @@ struct RotateKeysCall {
 };
 
 // Which kernel runs: tensor-core instructions of a warp (compute capability 8.0 and later), or of a warpgroup (9.0 alone).
-enum class AttentionPath { kWarp = 0, kWarpgroup = 1 };
+enum class AttentionPath : int { kWarp = 0, kWarpgroup = 1 };
 
 bool masked_attention_has_head_dim(int head_dim);
 void rotate_keys_cuda(const RotateKeysCall& call, void* stream);

@@ -12,7 +12,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
+#include <memory>
 #include <set>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -27,17 +30,28 @@
     }                                                                           \
   } while (false)
 
+// A rule of the machine that the program may not break.
+#define OBEY(condition, rule)                                                                                              \
+  do {                                                                                                                     \
+    if (!(condition)) {                                                                                                    \
+      std::printf("%s:%d: thread %d breaks a rule: %s\n", __FILE__, __LINE__, emulation::block().current, rule);           \
+      std::fflush(stdout);                                                                                                 \
+      std::_Exit(1);                                                                                                       \
+    }                                                                                                                      \
+  } while (false)
+
 namespace emulation {
 
 using jepa::bf16;
 using jepa::fp16;
 
-constexpr int kThreads = 128, kLanes = 32, kStackBytes = 256 * 1024;
+constexpr int kMaxThreads = 1024, kLanes = 32, kStackBytes = 256 * 1024, kSharedAlignment = 1024;
 
-// Which legal execution is taken: the order in which threads run between waits, and when asynchronous copies arrive.
+// Which legal execution is taken: the order in which threads run between waits, and when what is asynchronous happens.
 struct Schedule {
-  bool reversed;        // the last thread runs first
-  bool copies_at_once;  // when they are issued: one that is issued too early destroys what is still read; else at the wait
+  bool reversed;                 // the last thread runs first
+  bool copies_at_once;           // when they are issued: one that is issued too early destroys what is still read; else at the wait
+  bool products_at_once = true;  // of warpgroups: when they are issued; else at the wait, from what registers and memory hold then
 };
 
 struct Range {
@@ -47,6 +61,7 @@ struct Range {
 
 // Threads that wait for each other. The last to arrive does what all have come for.
 struct Meeting {
+  const char* of = "";
   int size = 0, arrived = 0, generation = 0;
 };
 
@@ -65,18 +80,27 @@ struct Copy {
   bool inside;
 };
 
+// What a thread waits for, told when all wait for ever.
+struct Waiting {
+  const char* what;
+  uint32_t address = 0, parity = 0;
+};
+
 struct Block {
   Schedule schedule{};
   std::vector<Range> memory;  // of the device
   std::vector<uint16_t> shared;
   std::function<void()> program;
-  jmp_buf contexts[kThreads];
-  ucontext_t starts[kThreads], main;
-  std::vector<char> stacks = std::vector<char>(static_cast<size_t>(kThreads) * kStackBytes);
-  bool started[kThreads], finished[kThreads];
-  std::vector<Copy> pending[kThreads];
-  Meeting block, warps[kThreads / kLanes];
-  LaneState lanes[kThreads];
+  std::function<bool()> relieve;  // when all threads wait: lets something happen that is under way; false if nothing is
+  int threads = 0;
+  jmp_buf contexts[kMaxThreads];
+  ucontext_t starts[kMaxThreads], main;
+  std::unique_ptr<char[]> stacks{new char[static_cast<size_t>(kMaxThreads) * kStackBytes]};  // untouched pages cost nothing
+  bool started[kMaxThreads], finished[kMaxThreads];
+  std::vector<Copy> pending[kMaxThreads];
+  Meeting block, warps[kMaxThreads / kLanes];
+  LaneState lanes[kMaxThreads];
+  Waiting waiting[kMaxThreads];
   int current = 0, idle = 0;
   int64_t matrix_loads = 0, products = 0;
 };
@@ -88,8 +112,8 @@ inline Block& block() {
 
 [[gnu::noinline]] inline int next_thread(int from) {
   Block& b = block();
-  for (int i = 1; i <= kThreads; ++i) {
-    const int thread = (from + (b.schedule.reversed ? kThreads - i : i)) % kThreads;
+  for (int i = 1; i <= b.threads; ++i) {
+    const int thread = (from + (b.schedule.reversed ? b.threads - i : i)) % b.threads;
     if (!b.finished[thread]) return thread;
   }
   return -1;
@@ -103,10 +127,30 @@ inline void run_thread(int thread) {
   setcontext(&b.starts[thread]);
 }
 
-inline void give_way() {
+inline void report_deadlock() {
   Block& b = block();
-  REQUIRE(++b.idle < 100 * kThreads);  // else all wait for one that never comes
-  const int self = b.current, next = next_thread(self);
+  std::map<std::string, int> counts;
+  for (int thread = 0; thread < b.threads; ++thread) {
+    const Waiting& waiting = b.waiting[thread];
+    if (!b.finished[thread])
+      counts[std::string(waiting.what) + " " + std::to_string(waiting.address) + ", parity " + std::to_string(waiting.parity)] += 1;
+  }
+  std::printf("deadlock: all threads wait for what never comes\n");
+  for (const auto& [waiting, threads] : counts) std::printf("  %d threads wait for %s\n", threads, waiting.c_str());
+  std::fflush(stdout);
+  std::_Exit(1);
+}
+
+// Whatever may end a wait sets `idle` to 0: once all threads have looked since then, nobody goes on by itself.
+inline void give_way(Waiting waiting) {
+  Block& b = block();
+  const int self = b.current;
+  b.waiting[self] = waiting;
+  if (++b.idle > b.threads) {
+    if (!b.relieve || !b.relieve()) report_deadlock();
+    b.idle = 0;
+  }
+  const int next = next_thread(self);
   if (next == self) return;
   if (_setjmp(b.contexts[self]) == 0) run_thread(next);
 }
@@ -123,33 +167,36 @@ inline void thread_main() {
 }
 
 // Runs `program` in every thread of one block with `elements` of shared memory, which hold NaN at first.
-inline void run_block(size_t elements, std::function<void()> program) {
+inline void run_block(size_t elements, std::function<void()> program, int threads = 128) {
   Block& b = block();
-  b.shared.assign(elements + 64, 0x7fff);
+  REQUIRE(threads % kLanes == 0 && threads <= kMaxThreads);
+  b.threads = threads;
+  b.shared.assign(elements + kSharedAlignment / 2, 0x7fff);
   b.program = std::move(program);
-  b.block = Meeting{kThreads, 0, 0};
-  for (Meeting& warp : b.warps) warp = Meeting{kLanes, 0, 0};
+  b.block = Meeting{"the block", threads, 0, 0};
+  for (Meeting& warp : b.warps) warp = Meeting{"the warp", kLanes, 0, 0};
   b.idle = 0;
   volatile bool entered = false;
   getcontext(&b.main);
   if (entered) return;
   entered = true;
-  for (int thread = 0; thread < kThreads; ++thread) {
+  for (int thread = 0; thread < threads; ++thread) {
     b.started[thread] = b.finished[thread] = false;
     getcontext(&b.starts[thread]);
-    b.starts[thread].uc_stack.ss_sp = b.stacks.data() + static_cast<size_t>(thread) * kStackBytes;
+    b.starts[thread].uc_stack.ss_sp = b.stacks.get() + static_cast<size_t>(thread) * kStackBytes;
     b.starts[thread].uc_stack.ss_size = kStackBytes;
     b.starts[thread].uc_link = nullptr;
     makecontext(&b.starts[thread], thread_main, 0);
   }
-  run_thread(b.schedule.reversed ? kThreads - 1 : 0);
+  run_thread(b.schedule.reversed ? threads - 1 : 0);
 }
 
-// Shared memory, aligned to 128 bytes.
 inline uint16_t* shared_memory() {
   const uintptr_t address = reinterpret_cast<uintptr_t>(block().shared.data());
-  return reinterpret_cast<uint16_t*>((address + 127) / 128 * 128);
+  return reinterpret_cast<uint16_t*>((address + kSharedAlignment - 1) / kSharedAlignment * kSharedAlignment);
 }
+
+inline size_t shared_bytes() { return 2 * block().shared.size() - kSharedAlignment; }
 
 template <typename Action>
 void meet(Meeting& meeting, Action action) {
@@ -160,20 +207,24 @@ void meet(Meeting& meeting, Action action) {
     meeting.arrived = 0;
     ++meeting.generation;
   }
-  while (meeting.generation == generation) give_way();
+  while (meeting.generation == generation) give_way({meeting.of});
 }
 
 inline void check_shared(const void* address, int bytes) {
   const char* const begin = reinterpret_cast<const char*>(shared_memory());
   const char* const at = static_cast<const char*>(address);
-  REQUIRE(at >= begin && at + bytes <= begin + 2 * (block().shared.size() - 64));
+  REQUIRE(at >= begin && at + bytes <= begin + shared_bytes());
   REQUIRE(reinterpret_cast<uintptr_t>(address) % static_cast<uintptr_t>(bytes) == 0);
 }
 
-inline void check_device(const void* address, bool written) {
+inline void check_range(const void* address, size_t bytes, bool written) {
   const auto* const at = static_cast<const unsigned char*>(address);
-  const auto holds = [&](const Range& range) { return at >= range.begin && at + 16 <= range.end && (range.writable || !written); };
+  const auto holds = [&](const Range& range) { return at >= range.begin && at + bytes <= range.end && (range.writable || !written); };
   REQUIRE(std::any_of(block().memory.begin(), block().memory.end(), holds));
+}
+
+inline void check_device(const void* address, bool written) {
+  check_range(address, 16, written);
   REQUIRE(reinterpret_cast<uintptr_t>(address) % 16 == 0);
 }
 

@@ -1,0 +1,352 @@
+// A block of warpgroups of compute capability 9.0 on the host: asynchronous products (wgmma), and the machine that warp-specialised
+// kernels run on. Rules and layouts are the PTX manual's; what it leaves undefined ends the program.
+#pragma once
+
+#include <array>
+#include <deque>
+
+#include "copy_engine_emulation.h"
+
+namespace emulation {
+
+constexpr int kWarpgroup = 128;
+
+// The right operand of a product in shared memory, n by k.
+struct Operand {
+  uint64_t descriptor;
+  uint32_t start, leading, stride;
+  int swizzle;  // bytes; 0 for none
+
+  explicit Operand(uint64_t descriptor_)
+      : descriptor(descriptor_),
+        start(units(0) << 4),
+        leading(units(16) << 4),
+        stride(units(32) << 4),
+        swizzle(descriptor >> 62 == 0 ? 0 : 256 >> (descriptor >> 62)) {}
+
+  uint32_t units(int first) const { return static_cast<uint32_t>(descriptor >> first & 0x3fff); }
+
+  // Atoms are 8 rows of as many bytes as the swizzle has: rows are n (k contiguous), or k (n contiguous: transposed).
+  void check(bool transposed, int columns) const {
+    OBEY(swizzle != 0, "operands without a swizzle are not emulated");
+    OBEY((descriptor & 0x3fffc000c000c000) == 0, "a descriptor's reserved bits and its base offset are 0");
+    const uint32_t row = static_cast<uint32_t>(swizzle), repeat = swizzle_repeat(swizzle);
+    if (transposed) {
+      OBEY(start % repeat == 0, "a transposed operand begins with an atom");
+      OBEY(2 * columns % swizzle == 0, "a transposed operand has whole atoms of columns");
+      OBEY(stride % repeat == 0, "eight rows of k begin where the swizzle repeats");
+      OBEY(2 * columns == swizzle || leading % repeat == 0, "atoms of columns begin where the swizzle repeats");
+    } else {
+      OBEY(start % repeat < row && start % 32 == 0, "an operand begins in the first row of an atom, at a multiple of 16 k");
+      OBEY(columns == 8 || stride % repeat == 0, "eight rows of n begin where the swizzle repeats");
+    }
+  }
+
+  uint32_t address(bool transposed, int n, int k) const {
+    const uint32_t across = static_cast<uint32_t>(2 * (transposed ? n : k)), down = static_cast<uint32_t>(transposed ? k : n);
+    const uint32_t row = static_cast<uint32_t>(swizzle);
+    // Beyond the swizzle's width the next atom follows at the leading offset; 16 k never pass it.
+    const uint32_t atom = transposed ? across / row * leading + across % row : across;
+    return swizzled(start + down / 8 * stride + down % 8 * row + atom, swizzle);
+  }
+
+  // Places of 16 bytes that the product reads.
+  template <typename Action>
+  void for_each_place(bool transposed, int columns, Action action) const {
+    for (int n = 0; n < columns; n += transposed ? 8 : 1)
+      for (int k = 0; k < 16; k += transposed ? 1 : 8) {
+        const uint32_t at = address(transposed, n, k);
+        OBEY(at + 16 <= shared_bytes(), "an operand lies in shared memory");
+        action(at);
+      }
+  }
+
+  uint16_t value(bool transposed, int n, int k) const {
+    uint16_t bits;
+    std::memcpy(&bits, shared_at(address(transposed, n, k)), 2);
+    return bits;
+  }
+};
+
+// Registers that products under way will write. Until then they hold NaN, and must not be touched.
+struct Sums {
+  float (*registers)[4];
+  std::vector<float> values;
+  int under_way;
+
+  static constexpr uint32_t kUnfinished = 0x7fc0dead;
+
+  bool untouched() const {
+    const auto* const words = reinterpret_cast<const unsigned char*>(registers);
+    for (size_t i = 0; i < values.size(); ++i)
+      if (std::memcmp(words + 4 * i, &kUnfinished, 4) != 0) return false;
+    return true;
+  }
+};
+
+struct Product;
+using Arithmetic = void (*)(Product&);
+
+// What a thread brings to a product.
+struct ThreadOperands {
+  float (*sums)[4];
+  const uint32_t* left;
+  uint64_t right;
+  bool accumulate;
+  Arithmetic arithmetic;  // says which instruction it is
+  int columns;
+  bool transposed;
+};
+
+struct Product {
+  std::array<ThreadOperands, kWarpgroup> threads;
+  std::array<std::array<uint32_t, 4>, kWarpgroup> left;  // at the issue
+  int group;
+  bool done = false;
+};
+
+struct Step {
+  enum Kind { kFence, kCommit, kWait } kind;
+  int left;
+  bool operator==(const Step& other) const { return kind == other.kind && left == other.left; }
+};
+
+struct Warpgroup {
+  Meeting meeting{"its warpgroup's product", kWarpgroup, 0, 0};
+  std::array<ThreadOperands, kWarpgroup> issued;
+  std::vector<Step> steps;  // since the latest product; all threads take the same
+  std::array<size_t, kWarpgroup> taken{};
+  bool fenced = false;
+  std::vector<Product> open;
+  std::deque<std::vector<Product>> groups;
+  std::vector<Sums> sums[kWarpgroup];
+};
+
+inline Warpgroup& warpgroup(int index) {
+  static Warpgroup instances[kMaxThreads / kWarpgroup];
+  return instances[index];
+}
+
+inline Warpgroup& warpgroup() { return warpgroup(block().current / kWarpgroup); }
+
+inline Sums* find_sums(std::vector<Sums>& all, const float (*registers)[4], int columns) {
+  for (Sums& sums : all) {
+    if (sums.registers == registers) {
+      OBEY(static_cast<int>(sums.values.size()) == columns / 2, "products in flight share sums only in the same shape");
+      return &sums;
+    }
+    const bool apart = registers + columns / 8 <= sums.registers || sums.registers + sums.values.size() / 4 <= registers;
+    OBEY(apart, "products in flight share sums only in the same shape");
+  }
+  return nullptr;
+}
+
+// Takes the sums away until the product is done.
+inline void begin(Warpgroup& group, const Product& product) {
+  for (size_t t = 0; t < kWarpgroup; ++t) {
+    const ThreadOperands& mine = product.threads[t];
+    if (Sums* const sums = find_sums(group.sums[t], mine.sums, mine.columns)) {
+      OBEY(sums->untouched(), "sums of a product in flight were written");
+      sums->under_way += 1;
+      continue;
+    }
+    Sums sums{mine.sums, std::vector<float>(static_cast<size_t>(mine.columns / 2)), 1};
+    for (size_t i = 0; i < sums.values.size(); ++i) {
+      if (mine.accumulate) sums.values[i] = mine.sums[i / 4][i % 4];
+      std::memcpy(&mine.sums[i / 4][i % 4], &Sums::kUnfinished, 4);
+    }
+    group.sums[t].push_back(std::move(sums));
+  }
+}
+
+inline void give_back(Warpgroup& group, size_t thread, Sums& sums) {
+  if (--sums.under_way > 0) return;
+  OBEY(sums.untouched(), "sums of a product in flight were written");
+  for (size_t i = 0; i < sums.values.size(); ++i) sums.registers[i / 4][i % 4] = sums.values[i];
+  group.sums[thread].erase(group.sums[thread].begin() + (&sums - group.sums[thread].data()));
+}
+
+inline void check_left(const Product& product) {
+  for (size_t t = 0; t < kWarpgroup; ++t)
+    OBEY(std::memcmp(product.threads[t].left, product.left[t].data(), 16) == 0, "the left operand of a product in flight was written");
+}
+
+// Row and column of the value that a thread holds in register pair `reg` of a left fragment of 64 x 16, warps below each other.
+inline int left_row(int thread, int reg) { return thread / kLanes * 16 + thread % kLanes / 4 + 8 * (reg % 2); }
+inline int left_column(int thread, int reg) { return 2 * (thread % 4) + 8 * (reg / 2); }
+
+template <typename Value, int kColumns, bool kTransposed>
+void carry_out(Product& product) {
+  Warpgroup& group = warpgroup(product.group);
+  static float left[64][16], right[kColumns][16];
+  const Operand operand(product.threads[0].right);
+  for (int n = 0; n < kColumns; ++n)
+    for (int k = 0; k < 16; ++k) right[n][k] = jepa::to_float(Value{operand.value(kTransposed, n, k)});
+  for (int t = 0; t < kWarpgroup; ++t)
+    for (int reg = 0; reg < 4; ++reg)
+      for (int i = 0; i < 2; ++i)
+        left[left_row(t, reg)][left_column(t, reg) + i] = half_of<Value>(product.threads[static_cast<size_t>(t)].left[reg], i);
+  for (int t = 0; t < kWarpgroup; ++t) {
+    const ThreadOperands& mine = product.threads[static_cast<size_t>(t)];
+    Sums& sums = *find_sums(group.sums[t], mine.sums, kColumns);
+    if (!mine.accumulate) std::fill(sums.values.begin(), sums.values.end(), 0.0f);
+    for (int i = 0; i < kColumns / 2; ++i) {
+      const float* const row = left[left_row(t, i % 4 / 2)];
+      const float* const column = right[8 * (i / 4) + 2 * (t % 4) + i % 2];
+      for (int k = 0; k < 16; ++k) sums.values[static_cast<size_t>(i)] += row[k] * column[k];
+    }
+    give_back(group, static_cast<size_t>(t), sums);
+  }
+}
+
+inline void do_arithmetic(Product& product) {
+  if (!product.done) product.threads[0].arithmetic(product);
+  product.done = true;
+}
+
+// The product has been waited for: until here its operands may not change.
+inline void finish(Product& product) {
+  check_left(product);
+  do_arithmetic(product);
+  const ThreadOperands& all = product.threads[0];
+  Operand(all.right).for_each_place(all.transposed, all.columns, [](uint32_t at) { copy_engine().readers[at / 16] -= 1; });
+}
+
+// The last of a warpgroup's threads issues for all.
+inline void issue(Warpgroup& group) {
+  for (size_t t = 0; t < kWarpgroup; ++t) {
+    const ThreadOperands &mine = group.issued[t], &first = group.issued[0];
+    OBEY(mine.arithmetic == first.arithmetic && mine.right == first.right && mine.accumulate == first.accumulate,
+         "the threads of a warpgroup issue one product");
+    OBEY(group.taken[t] == group.steps.size(), "the threads of a warpgroup fence, commit and wait alike");
+  }
+  OBEY(group.fenced || !group.open.empty(), "fence_products is missing before the first product of a group");
+  const ThreadOperands& all = group.issued[0];
+  const Operand right(all.right);
+  right.check(all.transposed, all.columns);
+  right.for_each_place(all.transposed, all.columns, [](uint32_t at) {
+    check_seen(at);
+    copy_engine().readers[at / 16] += 1;
+  });
+  group.steps.clear();
+  group.taken.fill(0);
+  Product product{group.issued, {}, block().current / kWarpgroup, false};
+  for (size_t t = 0; t < kWarpgroup; ++t) std::copy(product.threads[t].left, product.threads[t].left + 4, product.left[t].begin());
+  begin(group, product);
+  if (block().schedule.products_at_once) do_arithmetic(product);
+  group.open.push_back(product);
+  block().products += 1;
+}
+
+// The first thread to take a step takes it for its warpgroup; others must follow.
+template <typename Action>
+void take_step(Step step, Action action) {
+  Warpgroup& group = warpgroup();
+  size_t& taken = group.taken[static_cast<size_t>(block().current % kWarpgroup)];
+  if (taken == group.steps.size()) {
+    group.steps.push_back(step);
+    action(group);
+  }
+  OBEY(group.steps[taken] == step, "the threads of a warpgroup fence, commit and wait alike");
+  taken += 1;
+}
+
+inline void leave() {
+  const Warpgroup& group = warpgroup();
+  OBEY(group.open.empty(), "a thread ends with a product that is not committed");
+  OBEY(group.groups.empty(), "a thread ends with a product that is not waited for");
+  OBEY(group.taken[static_cast<size_t>(block().current % kWarpgroup)] == group.steps.size(),
+       "the threads of a warpgroup fence, commit and wait alike");
+}
+
+struct NamedBarrier {
+  Meeting meeting{"the named barrier of its warpgroup", kWarpgroup, 0, 0};
+  int warpgroup = -1;
+};
+
+inline NamedBarrier& named_barrier(int number) {
+  static NamedBarrier instances[16];
+  OBEY(number >= 1 && number < 16, "named barriers are 1 to 15");
+  return instances[number];
+}
+
+// Runs `program` in every thread of one block of warpgroups. Shared memory holds NaN at first.
+inline void run_warpgroups(int threads, size_t bytes, const std::function<void()>& program) {
+  REQUIRE(threads % kWarpgroup == 0 && bytes % 16 == 0);
+  prepare_copy_engine(bytes);
+  for (int i = 0; i < kMaxThreads / kWarpgroup; ++i) warpgroup(i) = Warpgroup{};
+  for (int i = 1; i < 16; ++i) named_barrier(i) = NamedBarrier{};
+  const auto until_left = [&] {
+    program();
+    leave();
+  };
+  run_block(bytes / 2, until_left, threads);
+  check_copy_engine();
+}
+
+template <typename Chunk>
+struct WarpgroupMachine : Machine<Chunk> {
+  using TensorMap = emulation::TensorMap;
+
+  static uint32_t shared_address(const void* pointer) {
+    check_shared(pointer, 1);
+    return static_cast<uint32_t>(static_cast<const char*>(pointer) - shared_at(0));
+  }
+  static void store_shared_16(void* to, const Chunk& chunk) { store_shared(to, &chunk); }
+
+  static void synchronise_warpgroup(int group) {
+    NamedBarrier& barrier = named_barrier(1 + group);
+    const int self = block().current / kWarpgroup;
+    if (barrier.meeting.arrived == 0) barrier.warpgroup = self;
+    OBEY(barrier.warpgroup == self, "threads of two warpgroups meet at one warpgroup's barrier");
+    meet(barrier.meeting, [] {});
+  }
+
+  static void init_barrier(uint32_t barrier, int arrivals) { initialise_barrier(barrier, arrivals); }
+  static void fence_barrier_init() {
+    for (auto& [address, barrier] : copy_engine().barriers)
+      if (barrier.initialised_by == block().current) barrier.fenced = true;
+  }
+  static void arrive(uint32_t barrier) { arrive_at(barrier, 0); }
+  static void arrive_expecting(uint32_t barrier, int bytes) { arrive_at(barrier, bytes); }
+  static void wait(uint32_t barrier, uint32_t parity) { wait_at(barrier, parity); }
+  static void copy_tile(const TensorMap& map, uint32_t to, uint32_t barrier, int c0, int c1, int c2 = 0, int c3 = 0) {
+    start_copy({map, to, barrier, {c0, c1, c2, c3}});
+  }
+  static void fence_proxy_async() { show_stores(); }
+
+  static void fence_products() {
+    take_step({Step::kFence, 0}, [](Warpgroup& group) { group.fenced = true; });
+  }
+  // sums += left @ right: left as the fragments of mma .m16n8k16, a warp 16 rows below the other; right in shared memory, of `kColumns`
+  // rows of k, or transposed 16 rows of n.
+  template <typename Value, int kColumns, bool kTransposed>
+  static void multiply(float (*sums)[4], const uint32_t (&left)[4], uint64_t right, bool accumulate) {
+    static_assert(kColumns % 8 == 0 && kColumns >= 8 && kColumns <= 256, "the instruction's shapes");
+    Warpgroup& group = warpgroup();
+    group.issued[static_cast<size_t>(block().current % kWarpgroup)] = {
+        sums, left, right, accumulate, carry_out<Value, kColumns, kTransposed>, kColumns, kTransposed};
+    meet(group.meeting, [&] { issue(group); });
+  }
+  static void commit_products() {
+    take_step({Step::kCommit, 0}, [](Warpgroup& group) {
+      group.groups.push_back(std::move(group.open));
+      group.open.clear();
+      group.fenced = false;
+    });
+  }
+  template <int kLeft>
+  static void wait_for_products() {
+    take_step({Step::kWait, kLeft}, [](Warpgroup& group) {
+      OBEY(group.open.empty(), "products are waited for that are not committed");
+      for (; group.groups.size() > kLeft; group.groups.pop_front())
+        for (Product& product : group.groups.front()) finish(product);
+      group.fenced = false;
+    });
+  }
+  // Keeps a compiler from moving accesses to sums; compilers of the host know of every access.
+  template <int kTiles>
+  static void hold(float (*)[4]) {}
+};
+
+}  // namespace emulation

@@ -69,7 +69,7 @@ void read_masks(MaskedAttentionCall& call, const TensorView& key_lengths, const 
 void forward(const TensorView& q, const TensorView& k, const TensorView& v, const TensorView& out, const TensorView& lse,
              const TensorView& rotated_k, const TensorView& key_lengths, const TensorView& cu_seqlens, int64_t max_seqlen,
              int64_t tokens_per_frame, int64_t query_frame_offset, const TensorView& q_cos, const TensorView& q_sin,
-             const TensorView& k_cos, const TensorView& k_sin, double scale, uintptr_t stream) {
+             const TensorView& k_cos, const TensorView& k_sin, double scale, int path, uintptr_t stream) {
   check_ndim(q, 4, "q");
   check_ndim(k, 4, "k");
   const int64_t query_len = q.sizes[2], key_len = k.sizes[2];
@@ -78,6 +78,7 @@ void forward(const TensorView& q, const TensorView& k, const TensorView& v, cons
     fail("masked_attention: a size beyond 2^30");
   if (q.sizes[3] > kMaxTokens || !masked_attention_has_head_dim(static_cast<int>(q.sizes[3])))
     fail("masked_attention: no CUDA kernel for head dim " + std::to_string(q.sizes[3]));
+  if (path != 0 && path != 1) fail("masked_attention: path " + std::to_string(path) + " is neither 0 (warp) nor 1 (warpgroup)");
   MaskedAttentionCall call{};
   call.dtype = q.dtype;
   call.batch = static_cast<int>(q.sizes[0]), call.heads = static_cast<int>(q.sizes[1]), call.head_dim = static_cast<int>(q.sizes[3]);
@@ -100,7 +101,7 @@ void forward(const TensorView& q, const TensorView& k, const TensorView& v, cons
   }
   py::gil_scoped_release unlocked;
   if (rope) rotate_keys_cuda(rotate, reinterpret_cast<void*>(stream));
-  masked_attention_forward_cuda(call, reinterpret_cast<void*>(stream));
+  masked_attention_forward_cuda(call, static_cast<AttentionPath>(path), reinterpret_cast<void*>(stream));
 }
 
 }  // namespace
@@ -109,7 +110,7 @@ void bind_masked_attention_cuda(py::module_& m) {
   m.def("masked_attention_forward", &forward, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("lse"),
         py::arg("rotated_k"), py::arg("key_lengths"), py::arg("cu_seqlens"), py::arg("max_seqlen"), py::arg("tokens_per_frame"),
         py::arg("query_frame_offset"), py::arg("q_cos"), py::arg("q_sin"), py::arg("k_cos"), py::arg("k_sin"), py::arg("scale"),
-        py::arg("stream"));
+        py::arg("path"), py::arg("stream"));
 }
 
 }  // namespace jepa

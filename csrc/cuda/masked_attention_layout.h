@@ -13,15 +13,27 @@ constexpr int kChunk = 8;  // channels a 16-byte access
 constexpr int kAttentionWarps = 4;
 constexpr int kAttentionThreads = 32 * kAttentionWarps;
 
-// A tile of rows of kHeadDim 16-bit values in shared memory, without padding, and the block of queries that works on it: each warp
-// owns kRowTiles x 16 queries.
-template <int kHeadDim_, int kRowTiles_>
-struct AttentionShape {
-  static constexpr int kHeadDim = kHeadDim_, kRowTiles = kRowTiles_;
+// A row of kHeadDim 16-bit values.
+template <int kHeadDim_>
+struct HeadShape {
+  static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kChunks = kHeadDim / kChunk;
-  static constexpr int kSteps = kHeadDim / 16;          // products of 16 channels,
-  static constexpr bool kTail = kHeadDim % 16 != 0;     // and one of 8 where they leave some
-  static constexpr int kColumnTiles = kHeadDim / 8;     // of the output
+  static constexpr int kSteps = kHeadDim / 16;       // products of 16 channels,
+  static constexpr bool kTail = kHeadDim % 16 != 0;  // and one of 8 where they leave some
+  static constexpr int kColumnTiles = kHeadDim / 8;  // of the output
+  // Threads beside each other take one row; of the 16 that a row of 10 or 11 chunks gets, some are idle, which costs less than
+  // dividing by 10 or 11 would.
+  static constexpr int kLanesPerRow = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;
+  static constexpr int kRowsPerPass = kAttentionThreads / kLanesPerRow;
+  static_assert(kHeadDim % kChunk == 0 && kChunks <= 16, "a row has at most 16 chunks");
+};
+
+// A tile of such rows in shared memory, without padding, and the block of queries that works on it: each warp owns kRowTiles x 16
+// queries.
+template <int kHeadDim_, int kRowTiles_>
+struct AttentionShape : HeadShape<kHeadDim_> {
+  using HeadShape<kHeadDim_>::kHeadDim;
+  static constexpr int kRowTiles = kRowTiles_, kSumTiles = kHeadDim / 8;
   static constexpr int kRows = kAttentionWarps * 16 * kRowTiles;
   // Keys a step. With 64 of them, scores, output and queries of 32 rows take more than the 255 registers of a thread at 64 channels (on
   // 10.0 and 12.0) and beyond (on all).
@@ -32,11 +44,6 @@ struct AttentionShape {
   static constexpr int kSharedBytes = 2 * (kStageElements + (kStageElements > kQueryElements ? kStageElements : kQueryElements));
   // What ptxas makes room for: 65536 registers for as many threads, without a spill on any architecture.
   static constexpr int kBlocksPerProcessor = kRowTiles == 2 || kHeadDim > 64 ? 2 : kHeadDim > 32 ? 3 : 4;
-  // Threads beside each other copy one row; of the 16 that a row of 10 or 11 chunks gets, some are idle, which costs less than
-  // dividing by 10 or 11 would.
-  static constexpr int kLanesPerRow = kChunks <= 4 ? 4 : kChunks <= 8 ? 8 : 16;
-  static constexpr int kRowsPerPass = kAttentionThreads / kLanesPerRow;
-  static_assert(kHeadDim % kChunk == 0 && kChunks <= 16, "a row has at most 16 chunks");
 };
 
 // Element of (row, chunk) in such a tile. A row of odd x 2^e chunks shifts the banks of the next by odd x 2^e: rows that would meet

@@ -150,10 +150,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
 
   if (threadIdx.x < kProducers) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kProducerRegisters));
+    release_registers<kProducerRegisters>();
     produce<Pixel, Value>(call, map, shared, steps, first_column, columns, adjacent);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kConsumerRegisters));
+    claim_registers<kConsumerRegisters>();
     const int consumer = threadIdx.x - kProducers, group = consumer / 128, thread = consumer % 128;
     float sums[kWarpgroupSums];
     consume<Value>(sums, shared, steps, group, thread);

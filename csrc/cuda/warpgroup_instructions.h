@@ -9,8 +9,33 @@
 namespace jepa {
 namespace {
 
-// Waits for the 128 threads of a warpgroup. Barrier 0 is the block's own.
-__device__ inline void synchronise_warpgroup(int group) { asm volatile("bar.sync %0, 128;" ::"r"(1 + group) : "memory"); }
+// Waits for the 128 threads of a warpgroup, one of at most four. Barrier 0 is the block's own; numbers that the assembler knows, or it
+// would set all sixteen aside.
+__device__ inline void synchronise_warpgroup(int group) {
+  switch (group) {
+    case 0:
+      asm volatile("bar.sync 1, 128;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("bar.sync 2, 128;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("bar.sync 3, 128;" ::: "memory");
+      break;
+    default:
+      asm volatile("bar.sync 4, 128;" ::: "memory");
+  }
+}
+
+// A warpgroup's threads keep this many registers each, and others of the block may claim the rest; or they wait until they have so many.
+template <int kRegisters>
+__device__ inline void release_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ inline void claim_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
 
 // A barrier is 8 bytes of shared memory, named by its address. Its phase ends when all arrivals and all announced bytes have come.
 __device__ inline void init_barrier(uint32_t barrier, int arrivals) {

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import jepa_kernels as jk
 from jepa_kernels import _native, backends
 from jepa_kernels.functional.masked_attention import prepare
+from jepa_kernels.ops import cuda_paths, registry
 from jepa_kernels.ops import masked_attention_cuda as cuda
-from jepa_kernels.ops import registry
 from jepa_kernels.ops.masked_attention import Extras
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ gpu = pytest.mark.gpu
 
 
 def test_head_dims_are_those_of_the_sources():
-    source = (ROOT / "csrc" / "cuda" / "masked_attention.cu").read_text(encoding="utf-8")
+    source = (ROOT / "csrc" / "cuda" / "masked_attention_launch.h").read_text(encoding="utf-8")
     assert tuple(map(int, re.findall(r"case (\d+):", source))) == cuda.HEAD_DIMS
 
 
@@ -65,7 +65,8 @@ class Recorder:
         self.arguments = arguments
 
 
-def test_hands_over_rows_that_can_be_read_whole(monkeypatch):
+@pytest.mark.parametrize("path", cuda_paths.CUDA_PATHS)
+def test_hands_over_rows_that_can_be_read_whole(path, monkeypatch):
     recorder = Recorder()
     monkeypatch.setattr(_native, "cuda", lambda: recorder)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: type("Stream", (), {"cuda_stream": 5}))
@@ -76,19 +77,43 @@ def test_hands_over_rows_that_can_be_read_whole(monkeypatch):
     arguments = prepare(q, k, v, mask=jk.FrameCausal(3), rope=jk.Rope3D(torch.rand(9, 3)))
     extras = Extras(*list(arguments.values())[3:])
     out, lse = torch.empty(2, 4, 9, 32, dtype=q.dtype), torch.empty(2, 4, 9)
-    CUDA.functions["forward"](q, k, v, out, lse, extras)
+    cuda.forward(q, k, v, out, lse, extras, path)
     views, scalars = recorder.arguments[:8], recorder.arguments[8:11]
     assert views[0][0] % 16 == 0 and views[0][3] == (1152, 288, 32, 1)  # a copy
     assert views[1:5] == tuple(_native.view(x) for x in (k, v, out, lse))  # the caller's own memory
     assert views[5][2:4] == ((2, 4, 9, 32), (1152, 288, 32, 1)) and views[6:8] == (None, None)
-    assert scalars == (0, 3, 0) and recorder.arguments[15:] == (extras.scale, 5)
+    assert scalars == (0, 3, 0) and recorder.arguments[15:] == (extras.scale, cuda_paths.CUDA_PATHS[path], 5)
     tables = (extras.q_cos, extras.q_sin, extras.k_cos, extras.k_sin)
     assert recorder.arguments[11:15] == tuple(_native.view(x) for x in tables)
 
 
-# name -> (batch, heads, queries, keys, mask, rope); few blocks take tiles of 64 queries, many take tiles of 128
+def test_the_tuned_table_chooses_the_path(monkeypatch):
+    monkeypatch.setattr("jepa_kernels.hardware.architecture", lambda device: f"sm_{90 + device}")
+    tables = {"sm_90": {"masked_attention": {"cuda_path": "warpgroup"}}, "sm_91": {"automatic": {}}}
+    monkeypatch.setattr(backends, "tuned_table", tables.__getitem__)
+    cuda_paths._tuned_path.cache_clear()
+    try:
+        found = [cuda_paths.path_code("masked_attention", torch.device("cuda", device)) for device in (0, 1)]
+        forced = cuda_paths.path_code("masked_attention", torch.device("cuda", 0), "warp")
+    finally:
+        cuda_paths._tuned_path.cache_clear()
+    assert (found, forced) == ([1, 0], 0)
+
+
+@pytest.fixture(params=cuda_paths.CUDA_PATHS)
+def path(request, monkeypatch):
+    """Each kernel in turn, as if the architecture's tuned table named it."""
+    if request.param == "warpgroup" and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the warpgroup kernel needs compute capability 9.0")
+    monkeypatch.setattr(cuda_paths, "_tuned_path", lambda operator, device: request.param)
+    return request.param
+
+
+# name -> (batch, heads, queries, keys, mask, rope); each kernel takes small tiles for few or short, large ones for many or long
 SHAPES = {
     "short": (2, 3, 70, 70, None, True),
+    "long": (1, 4, 1568, 1568, None, True),
+    "long-frames": (1, 2, 1290, 1290, jk.FrameCausal(258), True),
     "context": (4, 16, 516, 516, None, True),
     "cross": (2, 2, 33, 258, None, False),
     "frames": (2, 16, 516, 516, jk.FrameCausal(129), True),
@@ -123,7 +148,7 @@ def dense(mask, queries, keys):
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", cuda.HEAD_DIMS)
-def test_error_within_twice_pytorch(name, dtype, head_dim):
+def test_error_within_twice_pytorch(path, name, dtype, head_dim):
     inputs, options = problem(name, dtype, head_dim)
     with jk.backend("cuda"):
         ours = jk.masked_attention(*inputs, **options)
@@ -143,7 +168,7 @@ def test_error_within_twice_pytorch(name, dtype, head_dim):
 @gpu
 @pytest.mark.parametrize("lengths", [[5, 0, 64, 1, 33], [516] * 12], ids=str)
 @pytest.mark.parametrize("head_dim", cuda.HEAD_DIMS)
-def test_ragged_packed_equals_triton_with_gradients(lengths, head_dim):
+def test_ragged_packed_equals_triton_with_gradients(path, lengths, head_dim):
     qkv = torch.randn(sum(lengths), 3, 4, head_dim, device="cuda").bfloat16().requires_grad_()
     mask = jk.Ragged.from_lengths(lengths, device="cuda")
     rope = jk.Rope3D(torch.randint(0, 9, (sum(lengths), 3), device="cuda").float())
@@ -158,7 +183,7 @@ def test_ragged_packed_equals_triton_with_gradients(lengths, head_dim):
 
 @gpu
 @pytest.mark.parametrize("name", SHAPES)
-def test_gradients_equal_those_of_triton(name):
+def test_gradients_equal_those_of_triton(path, name):
     inputs, options = problem(name, torch.bfloat16, 64, requires_grad=True)
     results = []
     for backend in ("cuda", "triton"):
@@ -171,7 +196,7 @@ def test_gradients_equal_those_of_triton(name):
 
 @gpu
 @pytest.mark.parametrize("scale", [0.0, -0.3])
-def test_any_scale(scale):
+def test_any_scale(path, scale):
     inputs, _ = problem("short", torch.float16, 80)
     with jk.backend("cuda"):
         ours = jk.masked_attention(*inputs, scale=scale)
@@ -181,7 +206,7 @@ def test_any_scale(scale):
 
 @gpu
 @pytest.mark.parametrize("head_dim", cuda.HEAD_DIMS)
-def test_unseen_keys_never_matter_and_rows_without_keys_are_zero(head_dim):
+def test_unseen_keys_never_matter_and_rows_without_keys_are_zero(path, head_dim):
     (q, k, v), _ = problem("padded", torch.bfloat16, head_dim)
     mask = jk.KeyPadding(torch.tensor([0, 299, 41], device="cuda"))
     unseen = torch.arange(300, device="cuda")[None, None, :, None] >= mask.lengths[:, None, None, None]
@@ -193,7 +218,7 @@ def test_unseen_keys_never_matter_and_rows_without_keys_are_zero(head_dim):
 
 @gpu
 @pytest.mark.parametrize("head_dim", cuda.HEAD_DIMS)
-def test_repeats_bit_for_bit_under_poison(head_dim):
+def test_repeats_bit_for_bit_under_poison(path, head_dim):
     inputs, options = problem("frames", torch.bfloat16, head_dim)
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     try:
@@ -205,7 +230,7 @@ def test_repeats_bit_for_bit_under_poison(head_dim):
 
 
 @gpu
-def test_graph_capture_and_replay():
+def test_graph_capture_and_replay(path):
     q, k, v = (torch.randn(1, 4, 300, 64, device="cuda").bfloat16().transpose(1, 2).flatten(0, 1) for _ in range(3))
     mask = jk.Ragged.from_lengths([100, 150, 50], device="cuda")
 

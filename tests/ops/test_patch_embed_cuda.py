@@ -7,7 +7,8 @@ import torch
 
 import jepa_kernels as jk
 from jepa_kernels.functional.patch_embed import prepare
-from jepa_kernels.ops.patch_embed_gpu import CUDA_PATHS, cuda_forward
+from jepa_kernels.ops.cuda_paths import CUDA_PATHS
+from jepa_kernels.ops.patch_embed_gpu import cuda_forward
 
 pytestmark = pytest.mark.gpu
 

@@ -50,8 +50,11 @@ struct RotateKeysCall {
   int batch, heads, key_len, head_dim;
 };
 
+// Which kernel runs: tensor-core instructions of a warp (compute capability 8.0 and later), or of a warpgroup (9.0 alone).
+enum class AttentionPath : int { kWarp = 0, kWarpgroup = 1 };
+
 bool masked_attention_has_head_dim(int head_dim);
 void rotate_keys_cuda(const RotateKeysCall& call, void* stream);
-void masked_attention_forward_cuda(const MaskedAttentionCall& call, void* stream);
+void masked_attention_forward_cuda(const MaskedAttentionCall& call, AttentionPath path, void* stream);
 
 }  // namespace jepa

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _native, backends
+from .cuda_paths import path_code
 
 DTYPES = (torch.bfloat16, torch.float16)
-HEAD_DIMS = (32, 64, 80, 88)  # csrc/cuda/masked_attention.cu instantiates these
+HEAD_DIMS = (32, 64, 80, 88)  # csrc/cuda/masked_attention_launch.h instantiates these
 _ALIGNMENT = 16  # bytes a load
 
 
@@ -44,7 +45,8 @@ def why_no_gradient(*inputs: Tensor) -> str | None:
     return None if reason is None else f"gradients of the cuda backend are computed by triton: {reason}"
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Any) -> None:
+def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Any, path: str | None = None) -> None:
+    """`path` is "warp" (every GPU from compute capability 8.0) or "warpgroup" (9.0); None asks the tuned table."""
     # Named, so that copies live until the launch.
     q, k, v = (_readable(x) for x in (q, k, v))
     masks = [_contiguous(x) for x in (extras.key_lengths, extras.cu_seqlens)]
@@ -57,6 +59,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: A
         extras.query_frame_offset,
         *(_native.view(x) for x in tables),
         extras.scale,
+        path_code("masked_attention", q.device, path),
         torch.cuda.current_stream(q.device).cuda_stream,
     )
 

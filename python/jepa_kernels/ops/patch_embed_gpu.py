@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from .. import _native, backends, hardware
+from .. import _native, backends
+from .cuda_paths import path_code
 from .patch_embed_shapes import Gradients, patch_reach, result_dtype, token_count
 
 _HALVES = (torch.bfloat16, torch.float16)
 # Columns that the CUDA kernel steps by, and of which its table has whole steps.
 _CUDA_STEP = 64
-CUDA_PATHS = {"warp": 0, "warpgroup": 1}
 
 
 def supports_triton(pixels, weight, bias, rows, pos_embed, mean, std) -> str | None:
@@ -97,7 +95,7 @@ def cuda_forward(pixels, weight, bias, rows, pos_embed, mean, std, path: str | N
         *(_native.view(tensor) for tensor in (pixels, matrix, bias, rows, pos_embed, mean, std, table, result)),
         *weight.shape[2:],
         interleaved,
-        CUDA_PATHS[path or _tuned_path(pixels.device.index or 0)],
+        path_code("patch_embed", pixels.device, path),
         torch.cuda.current_stream(pixels.device).cuda_stream,
     )
     return result
@@ -117,12 +115,6 @@ def _cuda_matrix(weight: Tensor, interleaved: bool) -> Tensor:
         return torch.nn.functional.pad(matrix, (0, padding))
     matrix = matrix.contiguous()
     return matrix.clone() if matrix.data_ptr() % 16 else matrix  # a view into a flat buffer of parameters
-
-
-@functools.cache
-def _tuned_path(device: int) -> str:
-    """What the architecture's tuned table names; the path that every GPU has until one was measured faster."""
-    return backends.tuned_table(hardware.architecture(device)).get("patch_embed", {}).get("cuda_path", "warp")
 
 
 def cuda_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> Gradients:

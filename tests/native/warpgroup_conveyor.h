@@ -165,7 +165,9 @@ struct Conveyor {
       uint64_t right_operand = operand(stage, part);
       if (makes(Mistake::kTwoDescriptors) && thread == 64) right_operand += 2;
       if (makes(Mistake::kOperandInsideRepeat)) right_operand += 8;
-      Device::multiply<Value, kColumns, kTransposed>(sums, operands[part], right_operand, step + part > 0);
+      // The very first twice: a product that does not accumulate replaces what another in flight will have written.
+      for (int i = step + part == 0 ? 0 : 1; i < 2; ++i)
+        Device::multiply<Value, kColumns, kTransposed>(sums, operands[part], right_operand, step + part > 0);
       if (makes(Mistake::kReusedLeft)) operands[part][2] ^= 1;
       if (makes(Mistake::kSumsWrittenEarly) && part == 0) sums[0][1] += 1.0f;
     }

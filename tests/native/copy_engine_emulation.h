@@ -201,6 +201,7 @@ inline void prepare_copy_engine(size_t bytes) {
 
 inline void check_copy_engine() {
   block().relieve = nullptr;
+  block().current = -1;  // what follows is no single thread's doing
   OBEY(copy_engine().under_way.empty(), "a copy is under way when its block ends");
   for (const auto& [address, barrier] : copy_engine().barriers) OBEY(barrier.bytes == 0, "a barrier expects other bytes than came");
 }

@@ -68,19 +68,24 @@ struct Operand {
   }
 };
 
-// Registers that products under way will write. Until then they hold NaN, and must not be touched.
+// Registers that products in flight write. What they hold meanwhile is the schedule's choice, and they must not be touched: a signalling
+// NaN, which no arithmetic leaves as it is, or the sums so far.
 struct Sums {
   float (*registers)[4];
   std::vector<float> values;
-  int under_way;
+  int in_flight;
 
-  static constexpr uint32_t kUnfinished = 0x7fc0dead;
+  static constexpr uint32_t kUnfinished = 0x7fa0dead;
 
-  bool untouched() const {
-    const auto* const words = reinterpret_cast<const unsigned char*>(registers);
+  const void* shown(size_t i) const {
+    return block().schedule.products_at_once ? static_cast<const void*>(&values[i]) : &kUnfinished;
+  }
+  void show() const {
+    for (size_t i = 0; i < values.size(); ++i) std::memcpy(&registers[i / 4][i % 4], shown(i), 4);
+  }
+  void check() const {
     for (size_t i = 0; i < values.size(); ++i)
-      if (std::memcmp(words + 4 * i, &kUnfinished, 4) != 0) return false;
-    return true;
+      OBEY(std::memcmp(&registers[i / 4][i % 4], shown(i), 4) == 0, "sums of a product in flight were written");
   }
 };
 
@@ -141,29 +146,28 @@ inline Sums* find_sums(std::vector<Sums>& all, const float (*registers)[4], int 
   return nullptr;
 }
 
-// Takes the sums away until the product is done.
+// Takes the sums away until the product is waited for.
 inline void begin(Warpgroup& group, const Product& product) {
   for (size_t t = 0; t < kWarpgroup; ++t) {
     const ThreadOperands& mine = product.threads[t];
     if (Sums* const sums = find_sums(group.sums[t], mine.sums, mine.columns)) {
-      OBEY(sums->untouched(), "sums of a product in flight were written");
-      sums->under_way += 1;
+      sums->check();
+      sums->in_flight += 1;
       continue;
     }
     Sums sums{mine.sums, std::vector<float>(static_cast<size_t>(mine.columns / 2)), 1};
-    for (size_t i = 0; i < sums.values.size(); ++i) {
-      if (mine.accumulate) sums.values[i] = mine.sums[i / 4][i % 4];
-      std::memcpy(&mine.sums[i / 4][i % 4], &Sums::kUnfinished, 4);
-    }
+    for (size_t i = 0; mine.accumulate && i < sums.values.size(); ++i) sums.values[i] = mine.sums[i / 4][i % 4];
+    sums.show();
     group.sums[t].push_back(std::move(sums));
   }
 }
 
-inline void give_back(Warpgroup& group, size_t thread, Sums& sums) {
-  if (--sums.under_way > 0) return;
-  OBEY(sums.untouched(), "sums of a product in flight were written");
+inline void give_back(std::vector<Sums>& all, const ThreadOperands& mine) {
+  Sums& sums = *find_sums(all, mine.sums, mine.columns);
+  sums.check();
+  if (--sums.in_flight > 0) return;
   for (size_t i = 0; i < sums.values.size(); ++i) sums.registers[i / 4][i % 4] = sums.values[i];
-  group.sums[thread].erase(group.sums[thread].begin() + (&sums - group.sums[thread].data()));
+  all.erase(all.begin() + (&sums - all.data()));
 }
 
 inline void check_left(const Product& product) {
@@ -195,7 +199,7 @@ void carry_out(Product& product) {
       const float* const column = right[8 * (i / 4) + 2 * (t % 4) + i % 2];
       for (int k = 0; k < 16; ++k) sums.values[static_cast<size_t>(i)] += row[k] * column[k];
     }
-    give_back(group, static_cast<size_t>(t), sums);
+    if (block().schedule.products_at_once) sums.show();
   }
 }
 
@@ -204,10 +208,11 @@ inline void do_arithmetic(Product& product) {
   product.done = true;
 }
 
-// The product has been waited for: until here its operands may not change.
-inline void finish(Product& product) {
+// The product has been waited for: until here what it reads and writes may not change.
+inline void finish(Warpgroup& group, Product& product) {
   check_left(product);
   do_arithmetic(product);
+  for (size_t t = 0; t < kWarpgroup; ++t) give_back(group.sums[t], product.threads[t]);
   const ThreadOperands& all = product.threads[0];
   Operand(all.right).for_each_place(all.transposed, all.columns, [](uint32_t at) { copy_engine().readers[at / 16] -= 1; });
 }
@@ -340,7 +345,7 @@ struct WarpgroupMachine : Machine<Chunk> {
     take_step({Step::kWait, kLeft}, [](Warpgroup& group) {
       OBEY(group.open.empty(), "products are waited for that are not committed");
       for (; group.groups.size() > kLeft; group.groups.pop_front())
-        for (Product& product : group.groups.front()) finish(product);
+        for (Product& product : group.groups.front()) finish(group, product);
       group.fenced = false;
     });
   }

@@ -3,7 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -23,15 +22,6 @@ inline void check_attention(cudaError_t error, const char* what) {
 inline unsigned grid_of(int64_t blocks) {
   if (blocks > INT32_MAX) fail("masked_attention: " + std::to_string(blocks) + " blocks are too many for one launch");
   return static_cast<unsigned>(blocks);
-}
-
-// Tiles of `rows` queries in the longest sequence; one at least, for the tokens that no sequence holds.
-inline int64_t tiles_of(const MaskedAttentionCall& call, int rows) {
-  return std::max<int64_t>((static_cast<int64_t>(longest_sequence(call)) + rows - 1) / rows, 1);
-}
-
-inline int64_t blocks_of(const MaskedAttentionCall& call, int rows) {
-  return call.query_len == 0 ? 0 : tiles_of(call, rows) * call.heads * grid_entries(call);
 }
 
 template <int kHeadDim>

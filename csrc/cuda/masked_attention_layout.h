@@ -69,6 +69,16 @@ JEPA_HOST_DEVICE inline MatrixPlace channels_first(int lane) { return {(lane & 7
 inline int longest_sequence(const MaskedAttentionCall& call) { return call.cu_seqlens != nullptr ? call.max_seqlen : call.query_len; }
 inline int grid_entries(const MaskedAttentionCall& call) { return call.cu_seqlens != nullptr ? call.num_sequences + 1 : call.batch; }
 
+// Tiles of `rows` queries in the longest sequence; one at least, for the tokens that no sequence holds.
+inline int64_t tiles_of(const MaskedAttentionCall& call, int rows) {
+  const int64_t tiles = (static_cast<int64_t>(longest_sequence(call)) + rows - 1) / rows;
+  return tiles > 0 ? tiles : 1;
+}
+
+inline int64_t blocks_of(const MaskedAttentionCall& call, int rows) {
+  return call.query_len == 0 ? 0 : tiles_of(call, rows) * call.heads * grid_entries(call);
+}
+
 // What one block computes. Values read on the device are clamped to the tensors.
 struct BlockRange {
   int head, batch;

@@ -3,6 +3,7 @@
 #include <cuda.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <string>
 
 #include "masked_attention_device.h"
@@ -72,31 +73,15 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)
 #endif
 }
 
-// One part of the rows, `channels` of them, as boxes of kKeys tokens. Strides of dimensions that have one step are never used, but checked.
-template <typename Shape>
-CUtensorMap part_map(const MaskedAttentionCall& call, const HeadRows& rows, int channels, const char* name) {
-  const auto stride = [](int64_t elements, int size) { return static_cast<cuuint64_t>(size == 1 ? 16 : 2 * elements); };
+CUtensorMap map_of(DType dtype, const void* data, const RowsPart& part) {
   TiledTensor<4> tensor{};
-  tensor.dtype = call.dtype, tensor.data = rows.data;
-  const int sizes[4] = {call.head_dim, call.key_len, call.heads, call.batch};
-  for (int i = 0; i < 4; ++i) tensor.sizes[i] = static_cast<cuuint64_t>(sizes[i]);
-  const int64_t strides[3] = {rows.row_stride, rows.head_stride, rows.batch_stride};
-  for (int i = 0; i < 3; ++i) tensor.strides[i] = stride(strides[i], sizes[i + 1]);
-  tensor.box[0] = static_cast<cuuint32_t>(channels), tensor.box[1] = Shape::kKeys, tensor.box[2] = tensor.box[3] = 1;
+  tensor.dtype = dtype, tensor.data = data;
+  std::copy(part.sizes, part.sizes + 4, tensor.sizes);
+  std::copy(part.strides, part.strides + 3, tensor.strides);
+  std::copy(part.box, part.box + 4, tensor.box);
+  const int channels = part.box[0];
   tensor.swizzle = channels == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : channels == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_32B;
-  return tensor_map("masked_attention", name, tensor);
-}
-
-template <typename Shape>
-KeyValueMaps<CUtensorMap> maps_of(const MaskedAttentionCall& call) {
-  KeyValueMaps<CUtensorMap> maps{};
-  if (call.key_len == 0) return maps;  // never read
-  const int channels[2] = {Shape::kFirst, Shape::kSecond};
-  for (int part = 0; part < (Shape::kSecond > 0 ? 2 : 1); ++part) {
-    maps.keys[part] = part_map<Shape>(call, call.k, channels[part], "k");
-    maps.values[part] = part_map<Shape>(call, call.v, channels[part], "v");
-  }
-  return maps;
+  return tensor_map("masked_attention", "keys or values", tensor);
 }
 
 template <typename Value, typename Shape>
@@ -107,7 +92,9 @@ void launch(const MaskedAttentionCall& call, cudaStream_t stream) {
   const auto kernel = warpgroup_attention_kernel<Value, Shape>;
   check_attention(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::kSharedBytes), "shared memory");
   const int tiles = static_cast<int>(tiles_of(call, Shape::kBlockRows));
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(call, maps_of<Shape>(call), tiles);
+  const auto make = [&](const void* data, const RowsPart& part) { return map_of(call.dtype, data, part); };
+  const auto maps = key_value_maps<Shape, CUtensorMap>(call, make);
+  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(call, maps, tiles);
   check_attention(cudaGetLastError(), "launch failed");
 }
 

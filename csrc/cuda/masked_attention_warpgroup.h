@@ -26,7 +26,7 @@ struct WarpgroupShape : HeadShape<kHeadDim_> {
   static constexpr int kFirstElements = kKeys * kFirst, kSlotElements = kKeys * kWidth, kSlotBytes = 2 * kSlotElements;
   static constexpr int kRingElements = kStages * kSlotElements, kQueryElements = kBlockRows * kHeadDim;
   static constexpr int kAlignment = 1024;  // of the widest swizzle pattern
-  static constexpr int kSharedBytes = kAlignment + 2 * (kRingElements + kQueryElements) + 2 * kStages * 8;
+  static constexpr int kSharedBytes = kAlignment + 2 * (kRingElements + kQueryElements) + (2 * kStages + 1) * 8;
   // Registers of a thread: what a block starts with, and how its warpgroups share them once their roles are known. Together they may not
   // hold more than at the start, or the raise would wait for ever.
   static constexpr int kStartRegisters = kProcessorRegisters / (kThreads * kBlocksPerProcessor) / 8 * 8, kCopyRegisters = 24;
@@ -54,11 +54,37 @@ JEPA_HOST_DEVICE inline uint64_t rows_descriptor(uint32_t shared_address, int by
          (static_cast<uint64_t>(8 * bytes / 16) << 32) | (pattern << 62);
 }
 
-// The copy engine's maps of keys and values as (channel, token, head, batch), one for each part of a row.
+// A part of the rows as the copy engine sees it: (channel, token, head, batch), innermost first, and the box of one copy.
+struct RowsPart {
+  int sizes[4];
+  int64_t strides[3];  // bytes, from the tokens on
+  int box[4];
+};
+template <typename Shape>
+RowsPart rows_part(const MaskedAttentionCall& call, const HeadRows& rows, int channels) {
+  // A dimension of one step never uses its stride, which all the same must be one that the engine takes.
+  const auto stride = [](int64_t elements, int size) { return size == 1 ? 16 : 2 * elements; };
+  return {{call.head_dim, call.key_len, call.heads, call.batch},
+          {stride(rows.row_stride, call.key_len), stride(rows.head_stride, call.heads), stride(rows.batch_stride, call.batch)},
+          {channels, Shape::kKeys, 1, 1}};
+}
+
+// The engine's maps of keys and values, one for each part.
 template <typename Map>
 struct KeyValueMaps {
   Map keys[2], values[2];
 };
+template <typename Shape, typename Map, typename Make>
+KeyValueMaps<Map> key_value_maps(const MaskedAttentionCall& call, Make make) {
+  KeyValueMaps<Map> maps{};
+  if (call.key_len == 0) return maps;  // never read
+  const int channels[2] = {Shape::kFirst, Shape::kSecond};
+  for (int part = 0; part < (Shape::kSecond > 0 ? 2 : 1); ++part) {
+    maps.keys[part] = make(call.k.data, rows_part<Shape>(call, call.k, channels[part]));
+    maps.values[part] = make(call.v.data, rows_part<Shape>(call, call.v, channels[part]));
+  }
+  return maps;
+}
 
 template <typename Machine, typename Value, typename Shape>
 struct WarpgroupAttention {
@@ -69,15 +95,16 @@ struct WarpgroupAttention {
   static constexpr int kKeyColumns = Rows::kKeyColumns, kKeySteps = Shape::kKeys / 16;
 
   // The ring: entry after entry takes the next slot, and each slot has a barrier that says it is full and one that says it is free.
-  // Keys run one tile ahead of values: K0, K1, V0, K2, V1, ..., the last V.
+  // Keys run one tile ahead of values: K0, K1, V0, K2, V1, ..., the last V, for which one more barrier says that it is cleared.
   struct Ring {
     uint16_t* slots;
-    uint32_t full, empty;
+    uint32_t full, empty, cleared;
 
     JEPA_DEVICE explicit Ring(uint16_t* shared)
         : slots(shared),
           full(Machine::shared_address(shared + Shape::kRingElements + Shape::kQueryElements)),
-          empty(full + 8 * Shape::kStages) {}
+          empty(full + 8 * Shape::kStages),
+          cleared(empty + 8 * Shape::kStages) {}
     JEPA_DEVICE uint16_t* slot(int entry) const { return slots + entry % Shape::kStages * Shape::kSlotElements; }
     JEPA_DEVICE uint32_t full_of(int entry) const { return full + entry % Shape::kStages * 8; }
     JEPA_DEVICE uint32_t empty_of(int entry) const { return empty + entry % Shape::kStages * 8; }
@@ -88,6 +115,7 @@ struct WarpgroupAttention {
         Machine::init_barrier(full_of(entry), 1);
         Machine::init_barrier(empty_of(entry), 4 * Shape::kGroups);  // every warp that reads it
       }
+      Machine::init_barrier(cleared, kGroupThreads);
       Machine::fence_barrier_init();
     }
     // The entry's slot, as soon as it has arrived.
@@ -163,22 +191,24 @@ struct WarpgroupAttention {
     Machine::commit_products();
   }
 
-  // Values from row `first` on become zeros: what keys hold that no query of the block sees must not matter.
+  // Values from row `first` of their last tile on become zeros. What keys hold that no query of the block sees must not matter, and a
+  // weight of zero would keep their NaN.
   JEPA_DEVICE void clear_values(int entry, int first) const {
-    uint16_t* const values = ring.slot(entry);
-    clear(values + first * Shape::kFirst, values + Shape::kFirstElements);
-    if constexpr (Shape::kSecond > 0)
-      clear(values + Shape::kFirstElements + first * Shape::kSecond, values + Shape::kSlotElements);
+    uint16_t *const values = ring.slot(entry), *const second = values + Shape::kFirstElements;
+    clear(values + first * Shape::kFirst, second);
+    if constexpr (Shape::kSecond > 0) clear(second + first * Shape::kSecond, values + Shape::kSlotElements);
     Machine::fence_proxy_async();  // the products read what ordinary stores wrote
-    Machine::synchronise_warpgroup(group);
+    Machine::arrive(ring.cleared);
   }
 
   JEPA_DEVICE void clear(uint16_t* from, const uint16_t* end) const {
+    JEPA_ROLLED
     for (uint16_t* at = from + rows.thread * kChunk; at < end; at += kGroupThreads * kChunk) Machine::store_shared_16(at, Chunk{});
   }
 
-  // `tiles` tiles pass, of which this warpgroup's queries see the first `own` ones; `end`: the first key that the block does not see.
-  JEPA_DEVICE void attend(int tiles, int own, int end) const {
+  // `tiles` tiles pass, of which this warpgroup's queries see the first `own` ones; `end`: the first key that the block does not see;
+  // `behind`: the first query behind the block's.
+  JEPA_DEVICE void attend(int tiles, int own, int end, int behind) const {
     rows.store_queries(tile);
     Machine::synchronise_warpgroup(group);
     typename Rows::Queries queries;
@@ -229,7 +259,11 @@ struct WarpgroupAttention {
       }
       if (own < tiles) pass(entry++);  // keys that come before the last values
       const uint32_t values = ring.take(entry);
-      if (own == tiles && tiles * Shape::kKeys > end) clear_values(entry, end - (tiles - 1) * Shape::kKeys);
+      if (own == tiles && tiles * Shape::kKeys > end) {
+        // One warpgroup clears for all: that of the block's last query, which sees the last key.
+        if (rows.range.row + Shape::kRows >= behind) clear_values(entry, end - (tiles - 1) * Shape::kKeys);
+        Machine::wait(ring.cleared, 0);
+      }
       Machine::fence_products();
       multiply_values(sums, weights, values);
       Machine::template wait_for_products<0>();
@@ -261,12 +295,10 @@ JEPA_DEVICE void warpgroup_attention_block(const MaskedAttentionCall& call, cons
   if (range.row >= range.query_count) return;
   if (range.leftover) return typename Program::Rows(call, range).store_zeros(Shape::kBlockRows, Shape::kThreads, blocks_a_head);
 
-  const auto keys_seen = [&](int first, int count) {
-    const int behind = first + count < range.query_count ? first + count : range.query_count;
-    return key_limit(call, range.key_count, behind - 1);
-  };
+  const auto behind = [&](int row) { return row < range.query_count ? row : range.query_count; };
+  const auto keys_seen = [&](int last) { return Machine::uniform(key_limit(call, range.key_count, last)); };
   const auto tiles_of = [](int keys) { return (keys + Shape::kKeys - 1) / Shape::kKeys; };
-  const int end = Machine::uniform(keys_seen(range.row, Shape::kBlockRows)), tiles = tiles_of(end);
+  const int block_behind = behind(range.row + Shape::kBlockRows), end = keys_seen(block_behind - 1), tiles = tiles_of(end);
   const typename Program::Ring ring(shared);
   if (Machine::thread() == 0) ring.init();
   Machine::synchronise();
@@ -281,7 +313,7 @@ JEPA_DEVICE void warpgroup_attention_block(const MaskedAttentionCall& call, cons
     range.row += group * Shape::kRows;
     const Program program(call, range, shared, group);
     if (Machine::uniform(range.row < range.query_count))
-      program.attend(tiles, Machine::uniform(tiles_of(keys_seen(range.row, Shape::kRows))), end);
+      program.attend(tiles, tiles_of(keys_seen(behind(range.row + Shape::kRows) - 1)), end, block_behind);
     else
       program.pass_all(tiles);
   }

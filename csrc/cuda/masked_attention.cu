@@ -2,8 +2,8 @@
 // may see, two stages of asynchronous copies ahead of tensor-core products, through an online softmax.
 #include <cuda_runtime.h>
 
+#include "device_machine.h"
 #include "masked_attention_block.h"
-#include "masked_attention_device.h"
 #include "masked_attention_launch.h"
 
 namespace jepa {

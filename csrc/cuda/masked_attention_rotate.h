@@ -3,25 +3,11 @@
 
 #include <cstdint>
 
+#include "device_source.h"
 #include "masked_attention_layout.h"
-
-#if defined(__CUDACC__)
-#define JEPA_DEVICE __device__ __forceinline__
-#define JEPA_UNROLL _Pragma("unroll")
-#define JEPA_ROLLED _Pragma("unroll 1")
-#else
-#define JEPA_DEVICE inline
-#define JEPA_UNROLL
-#define JEPA_ROLLED
-#endif
 
 namespace jepa {
 namespace {
-
-// 16 bytes: eight values of 16 bits, or four of 32.
-struct alignas(16) Chunk {
-  uint32_t word[4];
-};
 
 // The tables' values for eight channels.
 struct Rotation {

@@ -1,5 +1,5 @@
 // What four warps do with the query rows that they own, whichever instruction multiplies: rotate and hold them, hide scores, keep the
-// online softmax, store results. Instructions come from a Machine: those of a GPU (masked_attention_device.h), or their emulation, with
+// online softmax, store results. Instructions come from a Machine: those of a GPU (device_machine.h), or their emulation, with
 // which a test runs this very source on the host.
 #pragma once
 

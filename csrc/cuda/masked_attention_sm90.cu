@@ -6,58 +6,13 @@
 #include <algorithm>
 #include <string>
 
-#include "masked_attention_device.h"
 #include "masked_attention_launch.h"
 #include "masked_attention_warpgroup.h"
 #include "tensor_map.h"
-#include "warpgroup_instructions.h"
-#include "warpgroup_products.h"
+#include "warpgroup_machine.h"
 
 namespace jepa {
 namespace {
-
-// The Machine of masked_attention_warpgroup.h.
-struct WarpgroupMachine : DeviceMachine {
-  using TensorMap = CUtensorMap;
-  // A value that is the same in all lanes of the warp.
-  static __device__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
-  static __device__ uint32_t shared_address(const void* pointer) { return jepa::shared_address(pointer); }
-  static __device__ void store_shared_16(void* to, const Chunk& chunk) { store_16(to, chunk); }
-  static __device__ void synchronise_warpgroup(int group) { jepa::synchronise_warpgroup(group); }
-  static __device__ void init_barrier(uint32_t barrier, int arrivals) { jepa::init_barrier(barrier, arrivals); }
-  static __device__ void fence_barrier_init() { jepa::fence_barrier_init(); }
-  static __device__ void arrive(uint32_t barrier) { jepa::arrive(barrier); }
-  static __device__ void arrive_expecting(uint32_t barrier, int bytes) { jepa::arrive_expecting(barrier, bytes); }
-  static __device__ void wait(uint32_t barrier, uint32_t parity) { jepa::wait(barrier, parity); }
-  static __device__ void copy_tile(const CUtensorMap& map, uint32_t to, uint32_t barrier, int channel, int token, int head, int batch) {
-    jepa::copy_tile(map, to, barrier, channel, token, head, batch);
-  }
-  static __device__ void fence_proxy_async() { jepa::fence_proxy_async(); }
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  template <int kRegisters>
-  static __device__ void release_registers() {
-    jepa::release_registers<kRegisters>();
-  }
-  template <int kRegisters>
-  static __device__ void claim_registers() {
-    jepa::claim_registers<kRegisters>();
-  }
-  static __device__ void fence_products() { jepa::fence_products(); }
-  static __device__ void commit_products() { jepa::commit_products(); }
-  template <int kLeft>
-  static __device__ void wait_for_products() {
-    jepa::wait_for_products<kLeft>();
-  }
-  template <int kTiles>
-  static __device__ void hold(float (*sums)[4]) {
-    jepa::hold<kTiles>(sums);
-  }
-  template <typename Value, int kColumns, bool kTransposed>
-  static __device__ void multiply(float (*sums)[4], const uint32_t (&left)[4], uint64_t right, bool add) {
-    warpgroup_multiply_rows<Value, kColumns, kTransposed>(sums, left, right, add);
-  }
-#endif
-};
 
 template <typename Value, typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerProcessor)

@@ -1,5 +1,6 @@
 // Patch embedding on NVIDIA GPUs from compute capability 8.0: an implicit matrix product whose left operand is gathered from the
 // pixels of kept patches, normalised and rounded on its way into shared memory, while the weight arrives by asynchronous copies.
+#include "device_machine.h"
 #include "patch_embed_gather.h"
 #include "patch_embed_launch.h"
 
@@ -62,18 +63,18 @@ struct PixelLoader {
   __device__ void load(const PatchEmbedCall& call, int first_k, int columns, bool adjacent) {
     const int k = first_k + static_cast<int>(threadIdx.x) % kChunks * kChunk;
 #pragma unroll
-    for (int i = 0; i < Tile::kPixelChunks; ++i) raw[i] = load_chunk(origins[i], inside[i], k, columns, adjacent, call.table);
+    for (int i = 0; i < Tile::kPixelChunks; ++i) raw[i] = load_chunk<DeviceMachine>(origins[i], inside[i], k, columns, adjacent, call.table);
   }
 
   template <typename Value>
   __device__ void store(const PatchEmbedCall& call, uint16_t* stage, int first_k, bool pixels_are_bf16) const {
     const int chunk = threadIdx.x % kChunks;
-    float2 moments[kChunk];
-    load_moments(moments, call.table, first_k + chunk * kChunk);
+    Moments moments[kChunk];
+    load_moments<DeviceMachine>(moments, call.table, first_k + chunk * kChunk);
 #pragma unroll
     for (int i = 0; i < Tile::kPixelChunks; ++i)
-      *reinterpret_cast<uint4*>(stage + tile_element(row(i), chunk)) =
-          normalised_chunk<Value>(raw[i], moments, pixels_are_bf16);
+      DeviceMachine::store_16(stage + tile_element(row(i), chunk),
+                              normalised_chunk<DeviceMachine, Value>(raw[i], moments, pixels_are_bf16));
   }
 };
 
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(Tile::kThreads) forward_kernel(const __grid_co
   constexpr int kWarpsAcross = Tile::kColumns / Tile::kWarpColumns;
   const int warp_row = warp / kWarpsAcross * Tile::kWarpRows, warp_column = warp % kWarpsAcross * Tile::kWarpColumns;
 
-  for (int row = threadIdx.x; row < Tile::kRows; row += Tile::kThreads) patches[row] = patch_of(call, first_row + row);
+  for (int row = threadIdx.x; row < Tile::kRows; row += Tile::kThreads) patches[row] = patch_of<DeviceMachine>(call, first_row + row);
   for (int stage = 0; stage < kWeightStages - 1; ++stage) {
     if (stage < steps) copy_weight<Tile>(call, weight + stage * Tile::kWeightElements, first_column, stage * kStep);
     asm volatile("cp.async.commit_group;" ::: "memory");
@@ -157,7 +158,8 @@ __global__ void __launch_bounds__(Tile::kThreads) forward_kernel(const __grid_co
         *reinterpret_cast<float2*>(to) = make_float2(sums[m][n][2 * pair], sums[m][n][2 * pair + 1]);
       }
   __syncthreads();
-  store_tokens<Value, Tile::kRows, Tile::kColumns, Tile::kThreads>(call, results, patches, first_row, first_column, threadIdx.x);
+  store_tokens<DeviceMachine, Value, Tile::kRows, Tile::kColumns, Tile::kThreads>(call, results, patches, first_row, first_column,
+                                                                                  threadIdx.x);
 }
 
 __global__ void table_kernel(const PatchGeometry geometry, const float* mean, const float* std, PatchColumn* table, int count) {

@@ -9,11 +9,9 @@
 namespace jepa {
 namespace {
 
-constexpr int kWarpgroupColumns = 256;
-constexpr int kWarpgroupSums = kWarpgroupColumns / 2;  // registers a thread
-
-#define JEPA_SUMS_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define JEPA_SUMS_32(i) JEPA_SUMS_8(i), JEPA_SUMS_8(i + 8), JEPA_SUMS_8(i + 16), JEPA_SUMS_8(i + 24)
+#define JEPA_SUMS(t) "+f"(d[t][0]), "+f"(d[t][1]), "+f"(d[t][2]), "+f"(d[t][3])
+#define JEPA_SUMS_16(t) JEPA_SUMS(t), JEPA_SUMS(t + 1), JEPA_SUMS(t + 2), JEPA_SUMS(t + 3)
+#define JEPA_SUMS_64(t) JEPA_SUMS_16(t), JEPA_SUMS_16(t + 4), JEPA_SUMS_16(t + 8), JEPA_SUMS_16(t + 12)
 #define JEPA_WGMMA(type)                                                                                                          \
   asm volatile(                                                                                                                   \
       "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"                                                                               \
@@ -27,12 +25,12 @@ constexpr int kWarpgroupSums = kWarpgroupColumns / 2;  // registers a thread
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "                              \
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"                            \
       "}, %128, %129, p, 1, 1, 0, 0;\n}\n"                                                                                        \
-      : JEPA_SUMS_32(0), JEPA_SUMS_32(32), JEPA_SUMS_32(64), JEPA_SUMS_32(96)                                                     \
+      : JEPA_SUMS_64(0), JEPA_SUMS_64(16)                                                                                         \
       : "l"(left), "l"(right), "r"(accumulate))
 
-// d = left @ right^T, added to d where `accumulate` is not 0; the descriptors are those of swizzled_descriptor().
+// d = left @ right^T, added to d where `accumulate` is not 0: d as tiles of 16 x 8 a warp; both operands are rows of 16 contiguous values.
 template <typename Value>
-__device__ inline void warpgroup_multiply(float (&d)[kWarpgroupSums], uint64_t left, uint64_t right, int accumulate) {
+__device__ __forceinline__ void warpgroup_multiply(float (*d)[4], uint64_t left, uint64_t right, int accumulate) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (std::is_same_v<Value, bf16>)
     JEPA_WGMMA("bf16");
@@ -42,8 +40,9 @@ __device__ inline void warpgroup_multiply(float (&d)[kWarpgroupSums], uint64_t l
 }
 
 #undef JEPA_WGMMA
-#undef JEPA_SUMS_32
-#undef JEPA_SUMS_8
+#undef JEPA_SUMS_64
+#undef JEPA_SUMS_16
+#undef JEPA_SUMS
 
 }  // namespace
 }  // namespace jepa

@@ -1,9 +1,9 @@
-// The Machine of masked_attention_rows.h on a GPU of compute capability 8.0 or later.
+// The instructions of a GPU of compute capability 8.0 or later, by the names that device source uses (see device_source.h).
 #pragma once
 
 #include <cstdint>
 
-#include "masked_attention_rotate.h"
+#include "device_source.h"
 #include "warp_instructions.h"
 
 namespace jepa {
@@ -13,6 +13,15 @@ struct DeviceMachine {
   static __device__ int thread() { return static_cast<int>(threadIdx.x); }
   static __device__ void synchronise() { __syncthreads(); }
   static __device__ void synchronise_warp() { __syncwarp(); }
+  template <typename T>
+  static __device__ T load(const T* from) {
+    return *from;
+  }
+  template <typename T>
+  static __device__ void store(T* to, T value) {
+    *to = value;
+  }
+  static __device__ uint2 load_8(const void* from) { return __ldg(static_cast<const uint2*>(from)); }
   static __device__ Chunk load_16(const void* from) {
     const uint4 words = __ldg(static_cast<const uint4*>(from));
     return {{words.x, words.y, words.z, words.w}};
@@ -38,6 +47,8 @@ struct DeviceMachine {
   static __device__ uint32_t pair(float low, float high) {
     return rounded_pair<Value>(low, high);
   }
+  static __device__ float value(bf16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
+  static __device__ float value(fp16 x) { return __half2float(__ushort_as_half(x.bits)); }
   template <typename Value>
   static __device__ float2 values(uint32_t pair) {
     return pair_values<Value>(pair);

@@ -223,9 +223,9 @@ inline void check_range(const void* address, size_t bytes, bool written) {
   REQUIRE(std::any_of(block().memory.begin(), block().memory.end(), holds));
 }
 
-inline void check_device(const void* address, bool written) {
-  check_range(address, 16, written);
-  REQUIRE(reinterpret_cast<uintptr_t>(address) % 16 == 0);
+inline void check_device(const void* address, bool written, size_t bytes = 16) {
+  check_range(address, bytes, written);
+  REQUIRE(reinterpret_cast<uintptr_t>(address) % bytes == 0);
 }
 
 template <typename Value>
@@ -243,6 +243,25 @@ struct Machine {
   static void synchronise() { meet(block().block, [] {}); }
   static void synchronise_warp() { meet(of_warp(), [] {}); }
 
+  template <typename T>
+  static T load(const T* from) {
+    check_device(from, false, sizeof(T));
+    return *from;
+  }
+  template <typename T>
+  static void store(T* to, T value) {
+    check_device(to, true, sizeof(T));
+    *to = value;
+  }
+  struct Words {
+    uint32_t x, y;
+  };
+  static Words load_8(const void* from) {
+    check_device(from, false, 8);
+    Words result;
+    std::memcpy(&result, from, 8);
+    return result;
+  }
   static Chunk load_16(const void* from) {
     check_device(from, false);
     Chunk result;
@@ -341,6 +360,10 @@ struct Machine {
   struct Pair {
     float x, y;
   };
+  template <typename Value>
+  static float value(Value x) {
+    return jepa::to_float(x);
+  }
   template <typename Value>
   static Pair values(uint32_t pair) {
     return {half_of<Value>(pair, 0), half_of<Value>(pair, 1)};

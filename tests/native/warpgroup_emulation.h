@@ -7,7 +7,7 @@
 namespace emulation {
 
 struct NamedBarrier {
-  Meeting meeting{"the named barrier of its warpgroup", kWarpgroup, 0, 0};
+  Meeting meeting{"a named barrier", 0, 0, 0};
   int warpgroup = -1;
 };
 
@@ -15,6 +15,13 @@ inline NamedBarrier& named_barrier(int number) {
   static NamedBarrier instances[16];
   OBEY(number >= 1 && number < 16, "named barriers are 1 to 15");
   return instances[number];
+}
+
+inline void meet_at(int number, int threads) {
+  Meeting& meeting = named_barrier(number).meeting;
+  if (meeting.arrived == 0) meeting.size = threads;
+  OBEY(meeting.size == threads, "threads that meet at a named barrier agree how many they are");
+  meet(meeting, [] {});
 }
 
 // Registers of the block, which its threads hand over (setmaxnreg).
@@ -65,11 +72,16 @@ struct WarpgroupMachine : Machine<Chunk> {
   static void store_shared_16(void* to, const Chunk& chunk) { store_shared(to, &chunk); }
 
   static void synchronise_warpgroup(int group) {
-    NamedBarrier& barrier = named_barrier(1 + group);
     const int self = block().current / kWarpgroup;
-    if (barrier.meeting.arrived == 0) barrier.warpgroup = self;
-    OBEY(barrier.warpgroup == self, "threads of two warpgroups meet at one warpgroup's barrier");
-    meet(barrier.meeting, [] {});
+    int& owner = named_barrier(1 + group).warpgroup;
+    if (named_barrier(1 + group).meeting.arrived == 0) owner = self;
+    OBEY(owner == self, "threads of two warpgroups meet at one warpgroup's barrier");
+    meet_at(1 + group, kWarpgroup);
+  }
+  template <int kBarrier, int kThreads>
+  static void synchronise_part() {
+    static_assert(kThreads % kLanes == 0, "warps meet");
+    meet_at(kBarrier, kThreads);
   }
 
   // A value that is the same in all lanes of the warp.
@@ -109,15 +121,18 @@ struct WarpgroupMachine : Machine<Chunk> {
   static void fence_products() {
     take_step({Step::kFence, 0}, [](Warpgroup& group) { group.fenced = true; });
   }
-  // sums += left @ right: left as the fragments of mma .m16n8k16, a warp 16 rows below the other; right in shared memory, of `kColumns`
+  // sums (+)= left @ right: left as the fragments of mma .m16n8k16, a warp 16 rows below the other; right in shared memory, of `kColumns`
   // rows of k, or transposed 16 rows of n.
   template <typename Value, int kColumns, bool kTransposed>
   static void multiply(float (*sums)[4], const uint32_t (&left)[4], uint64_t right, bool accumulate) {
     static_assert(kColumns % 8 == 0 && kColumns >= 8 && kColumns <= 256, "the instruction's shapes");
-    Warpgroup& group = warpgroup();
-    group.issued[static_cast<size_t>(block().current % kWarpgroup)] = {
-        sums, left, right, accumulate, carry_out<Value, kColumns, kTransposed>, kColumns, kTransposed};
-    meet(group.meeting, [&] { issue(group); });
+    issue_together({sums, left, 0, right, accumulate, carry_out<Value, kColumns, kTransposed>, kColumns, kTransposed});
+  }
+  // Both operands in shared memory, their rows of k.
+  template <typename Value, int kColumns>
+  static void multiply_shared(float (*sums)[4], uint64_t left, uint64_t right, bool accumulate) {
+    static_assert(kColumns % 8 == 0 && kColumns >= 8 && kColumns <= 256, "the instruction's shapes");
+    issue_together({sums, nullptr, left, right, accumulate, carry_out<Value, kColumns, false>, kColumns, false});
   }
   static void commit_products() {
     take_step({Step::kCommit, 0}, [](Warpgroup& group) {

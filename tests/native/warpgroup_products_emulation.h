@@ -9,9 +9,9 @@
 
 namespace emulation {
 
-constexpr int kWarpgroup = 128;
+constexpr int kWarpgroup = 128, kProductRows = 64;
 
-// The right operand of a product in shared memory, n by k.
+// An operand of a product in shared memory: the right one, n by k, or the left one, whose rows stand for n.
 struct Operand {
   uint64_t descriptor;
   uint32_t start, leading, stride;
@@ -95,7 +95,8 @@ using Arithmetic = void (*)(Product&);
 // What a thread brings to a product.
 struct ThreadOperands {
   float (*sums)[4];
-  const uint32_t* left;
+  const uint32_t* left;  // a fragment, or null
+  uint64_t shared_left;  // its descriptor where it is in shared memory
   uint64_t right;
   bool accumulate;
   Arithmetic arithmetic;  // says which instruction it is
@@ -171,7 +172,7 @@ inline void give_back(std::vector<Sums>& all, const ThreadOperands& mine) {
 }
 
 inline void check_left(const Product& product) {
-  for (size_t t = 0; t < kWarpgroup; ++t)
+  for (size_t t = 0; t < kWarpgroup && product.threads[t].left != nullptr; ++t)
     OBEY(std::memcmp(product.threads[t].left, product.left[t].data(), 16) == 0, "the left operand of a product in flight was written");
 }
 
@@ -179,14 +180,19 @@ inline void check_left(const Product& product) {
 inline int left_row(int thread, int reg) { return thread / kLanes * 16 + thread % kLanes / 4 + 8 * (reg % 2); }
 inline int left_column(int thread, int reg) { return 2 * (thread % 4) + 8 * (reg / 2); }
 
+template <typename Value>
+void read_shared(float (*values)[16], uint64_t descriptor, bool transposed, int rows) {
+  for (int n = 0; n < rows; ++n)
+    for (int k = 0; k < 16; ++k) values[n][k] = jepa::to_float(Value{Operand(descriptor).value(transposed, n, k)});
+}
+
 template <typename Value, int kColumns, bool kTransposed>
 void carry_out(Product& product) {
   Warpgroup& group = warpgroup(product.group);
-  static float left[64][16], right[kColumns][16];
-  const Operand operand(product.threads[0].right);
-  for (int n = 0; n < kColumns; ++n)
-    for (int k = 0; k < 16; ++k) right[n][k] = jepa::to_float(Value{operand.value(kTransposed, n, k)});
-  for (int t = 0; t < kWarpgroup; ++t)
+  static float left[kProductRows][16], right[kColumns][16];
+  read_shared<Value>(right, product.threads[0].right, kTransposed, kColumns);
+  if (product.threads[0].left == nullptr) read_shared<Value>(left, product.threads[0].shared_left, false, kProductRows);
+  for (int t = 0; t < kWarpgroup && product.threads[0].left != nullptr; ++t)
     for (int reg = 0; reg < 4; ++reg)
       for (int i = 0; i < 2; ++i)
         left[left_row(t, reg)][left_column(t, reg) + i] = half_of<Value>(product.threads[static_cast<size_t>(t)].left[reg], i);
@@ -208,39 +214,52 @@ inline void do_arithmetic(Product& product) {
   product.done = true;
 }
 
+template <typename Action>
+void for_each_shared_place(const ThreadOperands& all, Action action) {
+  Operand(all.right).for_each_place(all.transposed, all.columns, action);
+  if (all.left == nullptr) Operand(all.shared_left).for_each_place(false, kProductRows, action);
+}
+
 // The product has been waited for: until here what it reads and writes may not change.
 inline void finish(Warpgroup& group, Product& product) {
   check_left(product);
   do_arithmetic(product);
   for (size_t t = 0; t < kWarpgroup; ++t) give_back(group.sums[t], product.threads[t]);
-  const ThreadOperands& all = product.threads[0];
-  Operand(all.right).for_each_place(all.transposed, all.columns, [](uint32_t at) { copy_engine().readers[at / 16] -= 1; });
+  for_each_shared_place(product.threads[0], [](uint32_t at) { copy_engine().readers[at / 16] -= 1; });
 }
 
 // The last of a warpgroup's threads issues for all.
 inline void issue(Warpgroup& group) {
   for (size_t t = 0; t < kWarpgroup; ++t) {
     const ThreadOperands &mine = group.issued[t], &first = group.issued[0];
-    OBEY(mine.arithmetic == first.arithmetic && mine.right == first.right && mine.accumulate == first.accumulate,
+    OBEY(mine.arithmetic == first.arithmetic && mine.right == first.right && mine.accumulate == first.accumulate &&
+             mine.shared_left == first.shared_left && (mine.left == nullptr) == (first.left == nullptr),
          "the threads of a warpgroup issue one product");
     OBEY(group.taken[t] == group.steps.size(), "the threads of a warpgroup fence, commit and wait alike");
   }
   OBEY(group.fenced || !group.open.empty(), "fence_products is missing before the first product of a group");
   const ThreadOperands& all = group.issued[0];
-  const Operand right(all.right);
-  right.check(all.transposed, all.columns);
-  right.for_each_place(all.transposed, all.columns, [](uint32_t at) {
+  Operand(all.right).check(all.transposed, all.columns);
+  if (all.left == nullptr) Operand(all.shared_left).check(false, kProductRows);
+  for_each_shared_place(all, [](uint32_t at) {
     check_seen(at);
     copy_engine().readers[at / 16] += 1;
   });
   group.steps.clear();
   group.taken.fill(0);
   Product product{group.issued, {}, block().current / kWarpgroup, false};
-  for (size_t t = 0; t < kWarpgroup; ++t) std::copy(product.threads[t].left, product.threads[t].left + 4, product.left[t].begin());
+  for (size_t t = 0; t < kWarpgroup && all.left != nullptr; ++t)
+    std::copy(product.threads[t].left, product.threads[t].left + 4, product.left[t].begin());
   begin(group, product);
   if (block().schedule.products_at_once) do_arithmetic(product);
   group.open.push_back(product);
   block().products += 1;
+}
+
+inline void issue_together(const ThreadOperands& mine) {
+  Warpgroup& group = warpgroup();
+  group.issued[static_cast<size_t>(block().current % kWarpgroup)] = mine;
+  meet(group.meeting, [&] { issue(group); });
 }
 
 // The first thread to take a step takes it for its warpgroup; others must follow.

@@ -227,7 +227,7 @@ struct WarpgroupAttention {
       float decay[1][2];
       const auto weigh = [&](int index) {
         if ((index + 1) * Shape::kKeys > unmasked) rows.hide(scores, index * Shape::kKeys);
-        rows.weigh(scores, row_max, row_sum, decay);
+        return rows.weigh(scores, row_max, row_sum, decay);
       };
       const auto keep_weights = [&] {
         JEPA_UNROLL
@@ -249,11 +249,11 @@ struct WarpgroupAttention {
         Machine::template wait_for_products<1>();
         Machine::template hold<kKeyColumns>(scores[0]);
         ring.give_back(entry, rows.lane);
-        weigh(index);
+        const bool rises = weigh(index);
         Machine::template wait_for_products<0>();
         Machine::template hold<Shape::kSumTiles>(sums[0]);
         ring.give_back(entry + 1, rows.lane);
-        rows.shrink(sums, decay);
+        if (rises) rows.shrink(sums, decay);
         keep_weights();
       }
       if (own < tiles) pass(entry++);  // keys that come before the last values

@@ -33,9 +33,10 @@ void attention(const std::vector<Case>& cases) {
     // {last thread first, copies at once, products at once}
     const auto schedules = {emulation::Schedule{false, false, false}, {false, true, true}, {true, false, true}, {true, true, false}};
     problem.check_under(schedules, Shape::kBlockRows, [&](int64_t block, int tiles) {
-      emulation::run_warpgroups(Shape::kThreads, (Shape::kSharedBytes + 15) / 16 * 16, [&] {
+      const auto program = [&] {
         warpgroup_attention_block<Device, Value, Shape>(problem.call, maps, emulation::shared_memory(), block, tiles);
-      });
+      };
+      emulation::run_warpgroups(Shape::kThreads, (Shape::kSharedBytes + 15) / 16 * 16, program, Shape::kStartRegisters);
     });
   }
 }

@@ -58,25 +58,6 @@ template <typename Chunk>
 struct WarpgroupMachine : Machine<Chunk> {
   using TensorMap = emulation::TensorMap;
 
-  // A value that must be the same in all lanes of a warp.
-  static int uniform(int x) {
-    Machine<Chunk>::lane().words[0] = static_cast<uint32_t>(x);
-    LaneState* const lanes = Machine<Chunk>::warp();
-    meet(Machine<Chunk>::of_warp(), [lanes] {
-      for (int l = 1; l < kLanes; ++l) OBEY(lanes[l].words[0] == lanes[0].words[0], "a value that a warp takes for one differs in its lanes");
-    });
-    return x;
-  }
-  // How many registers a thread has changes nothing here; what a block has of them the kernel's own assertions count.
-  template <int kRegisters>
-  static void release_registers() {
-    static_assert(kRegisters % 8 == 0 && kRegisters >= 24 && kRegisters <= 256, "the instruction's range");
-  }
-  template <int kRegisters>
-  static void claim_registers() {
-    release_registers<kRegisters>();
-  }
-
   static uint32_t shared_address(const void* pointer) {
     check_shared(pointer, 1);
     return static_cast<uint32_t>(static_cast<const char*>(pointer) - shared_at(0));

@@ -92,7 +92,8 @@ def test_finds_kernels_in_a_built_module(tmp_path):
     if tools.find("nvcc") is None or tools.find("cuobjdump") is None:
         pytest.skip("needs nvcc and cuobjdump")
     source, module = tmp_path / "toy_operator.cu", tmp_path / "module.so"
-    paired = "template <typename T> struct Pair { T x; }; template <typename T> __global__ void paired(Pair<T> p, T* y) { *y = p.x; }"
+    pair = "template <typename T> struct Pair { T x; };"
+    paired = f"{pair} template <typename T> __global__ void paired(Pair<T> p, T* y) {{ *y = p.x; }}"
     use = "void use() { exchange<<<1, 96>>>(nullptr); paired<int><<<1, 1>>>({}, nullptr); }"
     source.write_text(f"namespace jepa {{ namespace {{ {SOURCE} {paired} }} {use} }}")
     targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]

@@ -55,6 +55,7 @@ struct DeviceMachine {
   }
   static __device__ float larger(float a, float b) { return fmaxf(a, b); }
   static __device__ float exchange(float x, int lanes) { return __shfl_xor_sync(0xffffffffu, x, lanes); }
+  static __device__ bool any(bool x) { return __any_sync(0xffffffffu, x); }
   static __device__ float power_of_2(float x) {
     float result;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -143,8 +143,7 @@ struct AttentionBlock {
       Sums<kKeyColumns> scores;
       multiply_keys(scores, queries, keys);
       if (key + Shape::kKeys > unmasked) rows.hide(scores, key);
-      rows.weigh(scores, row_max, row_sum, decay);
-      rows.shrink(sums, decay);
+      if (rows.weigh(scores, row_max, row_sum, decay)) rows.shrink(sums, decay);
       multiply_values(sums, scores, keys + Shape::kTileElements);
     }
     Machine::synchronise();  // the stages take the results

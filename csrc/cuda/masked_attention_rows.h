@@ -12,6 +12,9 @@ namespace jepa {
 namespace {
 
 constexpr float kLn2 = 0.6931471805599453f;
+// How far, in powers of two, a row's maximum may rise before what was summed shrinks to it. Weights up to 2^8 are as exact as those up to
+// 1, and far from the end of float16.
+constexpr float kSlack = 8.0f;
 
 template <typename Machine, typename Value, typename Shape>
 struct AttentionRows {
@@ -128,9 +131,11 @@ struct AttentionRows {
       }
   }
 
-  // Online softmax in base 2: scores become weights relative to the new maximum; `decay` is what earlier sums shrink by.
-  JEPA_DEVICE void weigh(Sums<kKeyColumns>& scores, float (&row_max)[kRowTiles][2], float (&row_sum)[kRowTiles][2],
+  // Online softmax in base 2: scores become weights relative to the row's maximum so far, or to an earlier one that is at most 2^kSlack
+  // below: so the sums rarely need to shrink. Whether they do in any row of this warp, and by `decay`.
+  JEPA_DEVICE bool weigh(Sums<kKeyColumns>& scores, float (&row_max)[kRowTiles][2], float (&row_sum)[kRowTiles][2],
                          float (&decay)[kRowTiles][2]) const {
+    bool rises = false;
     JEPA_UNROLL
     for (int m = 0; m < kRowTiles; ++m)
       JEPA_UNROLL
@@ -142,7 +147,9 @@ struct AttentionRows {
           for (int i = 0; i < 2; ++i) top = Machine::larger(top, scores[m][n][2 * half + i]);
         top = Machine::larger(top, Machine::exchange(top, 1));
         top = Machine::larger(top, Machine::exchange(top, 2)) * call.scale_log2;
-        const float new_max = Machine::larger(row_max[m][half], top);
+        const bool row_rises = top > row_max[m][half] + kSlack;
+        const float new_max = row_rises ? top : row_max[m][half];
+        rises = rises || row_rises;
         // A row that has seen no key yet would compute -inf - -inf.
         const float finite_max = new_max == bits_float(0xff800000u) ? 0.0f : new_max;
         decay[m][half] = Machine::power_of_2(row_max[m][half] - finite_max);
@@ -158,6 +165,7 @@ struct AttentionRows {
           }
         row_sum[m][half] = row_sum[m][half] * decay[m][half] + sum;  // of this lane's columns; lanes are added at the end
       }
+    return Machine::any(rises);
   }
 
   JEPA_DEVICE static void shrink(Sums<Shape::kSumTiles>& sums, const float (&decay)[kRowTiles][2]) {

@@ -142,7 +142,7 @@ struct WarpgroupAttention {
         group(group_) {}
 
   // The copying thread: `tiles` tiles of keys and of values.
-  JEPA_DEVICE static void bring(const MaskedAttentionCall& call, const Maps& maps, const Ring& ring, const BlockRange& range, int tiles) {
+  JEPA_DEVICE static void bring(const Maps& maps, const Ring& ring, const BlockRange& range, int tiles) {
     int entry = 0;
     const auto next = [&](const typename Machine::TensorMap(&parts)[2], int index) {
       const uint32_t to = Machine::shared_address(ring.slot(entry)), full = ring.full_of(entry);
@@ -167,12 +167,13 @@ struct WarpgroupAttention {
     constexpr int kFirstSteps = Shape::kFirst / 16;
     const uint64_t first = rows_descriptor(keys, 2 * Shape::kFirst);
     const uint64_t second = rows_descriptor(keys + 2 * Shape::kFirstElements, 2 * Shape::kSecond);
+    Machine::fence_products();
     JEPA_UNROLL
     for (int step = 0; step < Shape::kSteps; ++step) {  // 16 channels are 32 bytes: 2 units of the descriptor's address
       const uint64_t right = step < kFirstSteps ? first + 2 * step : second + 2 * (step - kFirstSteps);
       Machine::template multiply<Value, Shape::kKeys, false>(scores[0], queries.steps[0][step], right, step > 0);
     }
-    if constexpr (Shape::kTail)
+    if constexpr (Shape::kTail)  // and eight channels whose keys are zeros: it does not count what the queries hold there
       Machine::template multiply<Value, Shape::kKeys, false>(scores[0], queries.tail[0], second + 2 * (Shape::kSteps - kFirstSteps), true);
     Machine::commit_products();
   }
@@ -181,6 +182,7 @@ struct WarpgroupAttention {
   JEPA_DEVICE static void multiply_values(Sums<Shape::kSumTiles>& sums, const uint32_t (&weights)[kKeySteps][4], uint32_t values) {
     const uint64_t first = rows_descriptor(values, 2 * Shape::kFirst);
     const uint64_t second = rows_descriptor(values + 2 * Shape::kFirstElements, 2 * Shape::kSecond);
+    Machine::fence_products();
     JEPA_UNROLL
     for (int step = 0; step < kKeySteps; ++step) {  // 16 rows of as many bytes as a unit has elements
       Machine::template multiply<Value, Shape::kFirst, true>(sums[0], weights[step], first + 2 * Shape::kFirst * step, true);
@@ -213,7 +215,6 @@ struct WarpgroupAttention {
     Machine::synchronise_warpgroup(group);
     typename Rows::Queries queries;
     rows.load_queries(queries, tile);
-    if constexpr (Shape::kTail) queries.tail[0][2] = queries.tail[0][3] = 0;  // the eight channels beyond the last
 
     Sums<Shape::kSumTiles> sums;
     float row_max[1][2], row_sum[1][2];
@@ -226,7 +227,7 @@ struct WarpgroupAttention {
       float decay[1][2];
       const auto weigh = [&](int index) {
         if ((index + 1) * Shape::kKeys > unmasked) rows.hide(scores, index * Shape::kKeys);
-        rows.weigh(scores, row_max, row_sum, decay);
+        return rows.weigh(scores, row_max, row_sum, decay);
       };
       const auto keep_weights = [&] {
         JEPA_UNROLL
@@ -234,7 +235,6 @@ struct WarpgroupAttention {
       };
 
       const uint32_t first_keys = ring.take(entry);
-      Machine::fence_products();
       multiply_keys(scores, queries, first_keys);
       Machine::template wait_for_products<0>();
       Machine::template hold<kKeyColumns>(scores[0]);
@@ -244,17 +244,16 @@ struct WarpgroupAttention {
       // The scores of a tile and the sums of the one before are multiplied together, and its softmax runs beside the latter.
       for (int index = 1; index < own; ++index, entry += 2) {
         const uint32_t keys = ring.take(entry);
-        Machine::fence_products();
-        multiply_keys(scores, queries, keys);
+          multiply_keys(scores, queries, keys);
         multiply_values(sums, weights, ring.take(entry + 1));
         Machine::template wait_for_products<1>();
         Machine::template hold<kKeyColumns>(scores[0]);
         ring.give_back(entry, rows.lane);
-        weigh(index);
+        const bool rises = weigh(index);
         Machine::template wait_for_products<0>();
         Machine::template hold<Shape::kSumTiles>(sums[0]);
         ring.give_back(entry + 1, rows.lane);
-        rows.shrink(sums, decay);
+        if (rises) rows.shrink(sums, decay);
         keep_weights();
       }
       if (own < tiles) pass(entry++);  // keys that come before the last values
@@ -264,7 +263,6 @@ struct WarpgroupAttention {
         if (rows.range.row + Shape::kRows >= behind) clear_values(entry, end - (tiles - 1) * Shape::kKeys);
         Machine::wait(ring.cleared, 0);
       }
-      Machine::fence_products();
       multiply_values(sums, weights, values);
       Machine::template wait_for_products<0>();
       Machine::template hold<Shape::kSumTiles>(sums[0]);
@@ -307,7 +305,7 @@ JEPA_DEVICE void warpgroup_attention_block(const MaskedAttentionCall& call, cons
   const int group = Machine::uniform(Machine::thread() / kGroupThreads);
   if (group == Shape::kGroups) {
     Machine::template release_registers<Shape::kCopyRegisters>();
-    if (Machine::thread() % kGroupThreads == 0 && tiles > 0) Program::bring(call, maps, ring, range, tiles);
+    if (Machine::thread() % kGroupThreads == 0 && tiles > 0) Program::bring(maps, ring, range, tiles);
   } else {
     Machine::template claim_registers<Shape::kProductRegisters>();
     range.row += group * Shape::kRows;

@@ -37,6 +37,9 @@ def test_compiles_without_spills(source, tmp_path):
     assert usage
     spilled = [entry for entry in usage if entry != ("0", "0", "0")]
     assert not spilled, f"{len(spilled)} of {len(usage)} kernels use the stack: {spilled[:5]}"
+    # Where the assembler cannot prove that registers and branches allow it, products of a warpgroup wait for each other.
+    serialized = re.findall(r".*wgmma.mma_async instructions are serialized.*", report)
+    assert not serialized, serialized[:3]
 
 
 @pytest.mark.skipif(NVCC is None, reason="nvcc is not installed")
@@ -86,3 +89,26 @@ def test_attention_runs_on_tensor_cores(architecture, tmp_path):
         rows, keys = (32, 32 if head_dim > 32 else 64) if f"Li{head_dim}ELi2" in name else (16, 64)
         wide, narrow = code.count("HMMA.16816"), code.count("HMMA.1688.")
         assert (2048 * wide + 1024 * narrow) % (2 * rows * keys * head_dim) == 0, name
+
+
+@pytest.mark.skipif(NVCC is None or tools.find("cuobjdump") is None, reason="nvcc or cuobjdump is not installed")
+def test_attention_of_warpgroups_multiplies_without_padding_but_88(tmp_path):
+    binary = tmp_path / "kernel.cubin"
+    target = ["-cubin", "-gencode=arch=compute_90a,code=sm_90a", f"-I{ROOT / 'csrc' / 'include'}", "-o", str(binary)]
+    command = [NVCC, "-std=c++17", "-O3", *target, str(ROOT / "csrc" / "cuda" / "masked_attention_sm90.cu")]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert finished.returncode == 0, finished.stderr[-4000:]
+    listing = tools.output("cuobjdump", "-sass", str(binary))
+    kernels = [entry.partition("\n")[::2] for entry in listing.split("Function : ")[1:]]
+    assert len(kernels) == 16  # four head dims, two types, two sizes of blocks
+    for name, code in kernels:
+        head_dim, keys = map(int, re.findall(r"WarpgroupShapeILi(\d+)ELi\d+ELi(\d+)", name)[0])
+        # The copy engine, the hand-over of registers, rotated queries by way of shared memory; no product of a single warp.
+        wanted = ("UTMALDG.4D", "SYNCS", "USETMAXREG", "LDSM.16.M88.4", "MUFU.EX2")
+        assert not [instruction for instruction in wanted if instruction not in code], name
+        assert "HMMA" not in code, name
+        columns = [int(n) for n in re.findall(r"HGMMA\.64x(\d+)x16\.F32", code)]
+        width = 96 if head_dim == 88 else head_dim
+        # Scores of the first tile and of a further one; sums of an earlier tile and of the last.
+        scores, sums = 2 * keys * width // 16, 2 * keys * width // 16
+        assert sum(columns) == scores + sums, (name, columns)

@@ -357,6 +357,17 @@ struct Machine {
     return lane().sums[0];
   }
 
+  // Whether it is so in any lane of the warp.
+  static bool any(bool x) {
+    lane().value = x ? 1.0f : 0.0f;
+    meet(of_warp(), [] {
+      LaneState* const all = warp();
+      const bool found = std::any_of(all, all + kLanes, [](const LaneState& each) { return each.value != 0.0f; });
+      for (int l = 0; l < kLanes; ++l) all[l].words[0] = found;
+    });
+    return lane().words[0] != 0;
+  }
+
   struct Pair {
     float x, y;
   };

@@ -28,16 +28,18 @@ def attention_arguments(**changed):
     arguments = {
         "q": q, "k": k, "v": v, "out": torch.zeros_like(q), "lse": torch.zeros(2, 3, 5), "rotated_k": torch.zeros_like(k),
         "key_lengths": None, "cu_seqlens": None, "max_seqlen": 0, "tokens_per_frame": 0, "query_frame_offset": 0, **tables,
-        "scale": 0.125, "stream": 0, **changed,
+        "scale": 0.125, "path": 0, "stream": 0, **changed,
     }  # fmt: skip
     return {name: _native.view(x) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()}
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["rope", "plain"])
-def test_attention_names_the_missing_driver(plain):
-    without = dict.fromkeys(("rotated_k", "q_cos", "q_sin", "k_cos", "k_sin")) if plain else {}
-    with pytest.raises(RuntimeError, match="masked_attention: launch failed: .*(driver|device)"):
-        _native.cuda().masked_attention_forward(**attention_arguments(**without))
+@pytest.mark.parametrize(("path", "asked"), [(0, "launch failed"), (1, "device")], ids=["warp", "warpgroup"])
+def test_attention_names_the_missing_driver(plain, path, asked):
+    changed = dict.fromkeys(("rotated_k", "q_cos", "q_sin", "k_cos", "k_sin")) if plain else {}
+    asked = asked if plain else "launch failed"  # the keys are rotated first
+    with pytest.raises(RuntimeError, match=f"masked_attention: {asked}: .*(driver|device)"):
+        _native.cuda().masked_attention_forward(**attention_arguments(path=path, **changed))
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,7 @@ def test_attention_names_the_missing_driver(plain):
         ({"key_lengths": torch.zeros(2, dtype=torch.int32), "tokens_per_frame": 1}, "more than one kind of mask"),
         ({"cu_seqlens": torch.zeros(2, dtype=torch.int32)}, "a batch of 1"),
         ({"tokens_per_frame": -1}, "tokens_per_frame -1 is out of range"),
+        ({"path": 2}, r"path 2 is neither 0 \(warp\) nor 1 \(warpgroup\)"),
     ],
 )
 def test_attention_refuses_what_it_cannot_read(changed, message):

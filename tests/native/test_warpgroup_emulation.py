@@ -1,4 +1,4 @@
-"""The host's emulation of warpgroups, which tests of kernels rely on: layouts from the manual, products, and every mistake noticed."""
+"""The host's emulation of warpgroups, which tests of kernels rely on: layouts, products, every mistake noticed."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 import jepa_kernels as jk
 from jepa_kernels import _native, backends
+from jepa_kernels.bench.providers import kernel_providers
 from jepa_kernels.functional.masked_attention import prepare
 from jepa_kernels.ops import cuda_paths, registry
 from jepa_kernels.ops import masked_attention_cuda as cuda
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DTYPES = (torch.bfloat16, torch.float16)
 CUDA = registry.get("masked_attention").backends["cuda"]
 gpu = pytest.mark.gpu
+REST = ["jk-triton", "jk-cpu", "jk-reference"]
 
 
 def test_head_dims_are_those_of_the_sources():
@@ -77,7 +79,8 @@ def test_hands_over_rows_that_can_be_read_whole(path, monkeypatch):
     arguments = prepare(q, k, v, mask=jk.FrameCausal(3), rope=jk.Rope3D(torch.rand(9, 3)))
     extras = Extras(*list(arguments.values())[3:])
     out, lse = torch.empty(2, 4, 9, 32, dtype=q.dtype), torch.empty(2, 4, 9)
-    cuda.forward(q, k, v, out, lse, extras, path)
+    with cuda_paths.cuda_path(path):
+        CUDA.functions["forward"](q, k, v, out, lse, extras)
     views, scalars = recorder.arguments[:8], recorder.arguments[8:11]
     assert views[0][0] % 16 == 0 and views[0][3] == (1152, 288, 32, 1)  # a copy
     assert views[1:5] == tuple(_native.view(x) for x in (k, v, out, lse))  # the caller's own memory
@@ -87,26 +90,45 @@ def test_hands_over_rows_that_can_be_read_whole(path, monkeypatch):
     assert recorder.arguments[11:15] == tuple(_native.view(x) for x in tables)
 
 
-def test_the_tuned_table_chooses_the_path(monkeypatch):
-    monkeypatch.setattr("jepa_kernels.hardware.architecture", lambda device: f"sm_{90 + device}")
-    tables = {"sm_90": {"masked_attention": {"cuda_path": "warpgroup"}}, "sm_91": {"automatic": {}}}
-    monkeypatch.setattr(backends, "tuned_table", tables.__getitem__)
-    cuda_paths._tuned_path.cache_clear()
-    try:
-        found = [cuda_paths.path_code("masked_attention", torch.device("cuda", device)) for device in (0, 1)]
-        forced = cuda_paths.path_code("masked_attention", torch.device("cuda", 0), "warp")
-    finally:
-        cuda_paths._tuned_path.cache_clear()
-    assert (found, forced) == ([1, 0], 0)
+@pytest.fixture
+def tables(monkeypatch):
+    """Device 0 is an sm_90 whose table names the warpgroup, device 1 one whose table says nothing."""
+    monkeypatch.setattr("jepa_kernels.hardware.architecture", lambda device: f"table_{device}")
+    named = {"table_0": {"masked_attention": {"cuda_path": "warpgroup"}}, "table_1": {"automatic": {}}}
+    monkeypatch.setattr(backends, "tuned_table", named.__getitem__)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    cuda_paths.tuned_path.cache_clear()
+    yield torch.device("cuda", 0), torch.device("cuda", 1)
+    cuda_paths.tuned_path.cache_clear()
+
+
+def test_the_tuned_table_chooses_the_path_but_where_one_is_forced(tables):
+    assert [cuda_paths.path_code("masked_attention", device) for device in tables] == [1, 0]
+    for path, code in cuda_paths.CUDA_PATHS.items():
+        with cuda_paths.cuda_path(path):
+            assert [cuda_paths.path_code("masked_attention", device) for device in tables] == [code, code]
+
+
+def test_the_benchmark_times_the_path_that_is_not_chosen_too(tables, monkeypatch):
+    run = torch.empty_like
+    names = [[p.name for p in kernel_providers("masked_attention", device, run)] for device in tables]
+    assert names == [["jk-cuda", "jk-cuda-warp", *REST], ["jk-cuda", "jk-cuda-warpgroup", *REST]]
+    other = kernel_providers("masked_attention", tables[1], run)[1]
+    with other.context():
+        assert backends.forced("masked_attention") == "cuda" and cuda_paths.path_code("masked_attention", tables[1]) == 1
+    for operators in ("ema_update", ("patch_embed", "masked_attention")):
+        assert [p.name for p in kernel_providers(operators, tables[0], run)] == ["jk-cuda", *REST]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert [p.name for p in kernel_providers("masked_attention", tables[1], run)] == ["jk-cuda", *REST]
 
 
 @pytest.fixture(params=cuda_paths.CUDA_PATHS)
-def path(request, monkeypatch):
-    """Each kernel in turn, as if the architecture's tuned table named it."""
+def path(request):
+    """Each kernel in turn."""
     if request.param == "warpgroup" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the warpgroup kernel needs compute capability 9.0")
-    monkeypatch.setattr(cuda_paths, "_tuned_path", lambda operator, device: request.param)
-    return request.param
+    with cuda_paths.cuda_path(request.param):
+        yield request.param
 
 
 # name -> (batch, heads, queries, keys, mask, rope); each kernel takes small tiles for few or short, large ones for many or long

@@ -7,7 +7,7 @@ import torch
 
 import jepa_kernels as jk
 from jepa_kernels.functional.patch_embed import prepare
-from jepa_kernels.ops.cuda_paths import CUDA_PATHS
+from jepa_kernels.ops.cuda_paths import CUDA_PATHS, cuda_path
 from jepa_kernels.ops.patch_embed_gpu import cuda_forward
 
 pytestmark = pytest.mark.gpu
@@ -28,7 +28,8 @@ SHAPES = {
 def path(request):
     if request.param == "warpgroup" and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the warpgroup kernel needs compute capability 9.0")
-    return request.param
+    with cuda_path(request.param):
+        yield request.param
 
 
 def problem(name, dtype, pixel_dtype, decoder_order):
@@ -57,7 +58,7 @@ def test_error_within_twice_pytorch(path, name, dtype, pixel_dtype, decoder_orde
         options = {"keep": ids, "pos_embed": position, **moments}
         want = jk.reference.patch_embed(pixels, weight.double(), bias.double(), **options).flatten(0, 1)
         theirs = jk.reference.patch_embed(pixels, weight, bias, **options).flatten(0, 1)
-        ours = cuda_forward(*prepare(pixels, weight, bias, **options).values(), path=path)
+        ours = cuda_forward(*prepare(pixels, weight, bias, **options).values())
         assert ours.dtype == theirs.dtype and ours.shape == want.shape
         error, allowed = (ours.double() - want).abs(), (theirs.double() - want).abs()
         assert error.max() <= 2 * allowed.max() and error.square().mean() <= 4 * allowed.square().mean()
@@ -68,7 +69,7 @@ def test_ids_out_of_range_give_nan_rows(path):
     keep = torch.zeros(24, 9, dtype=torch.int64, device="cuda")
     keep[3, 2], keep[23, 8] = tokens, -1
     arguments = prepare(pixels, weight, bias, keep=keep, pos_embed=pos_embed, **moments)
-    got = cuda_forward(*arguments.values(), path=path).view(24, 9, -1)
+    got = cuda_forward(*arguments.values()).view(24, 9, -1)
     wrong = torch.zeros(24, 9, dtype=torch.bool, device="cuda")
     wrong[3, 2] = wrong[23, 8] = True
     assert torch.equal(got.isnan().all(-1), wrong) and torch.equal(got.isnan().any(-1), wrong)
@@ -92,7 +93,7 @@ def test_repeats_bit_for_bit_under_poison(path):
     arguments = prepare(pixels, weight, bias, pos_embed=pos_embed, **moments)
     torch.use_deterministic_algorithms(True)  # fills fresh memory with NaN
     try:
-        results = [cuda_forward(*arguments.values(), path=path) for _ in range(3)]
+        results = [cuda_forward(*arguments.values()) for _ in range(3)]
     finally:
         torch.use_deterministic_algorithms(False)
     assert not results[0].isnan().any() and all(torch.equal(result, results[0]) for result in results)
@@ -103,7 +104,7 @@ def test_graph_capture_and_replay(path):
     keep = torch.randint(0, tokens, (1, 200), device="cuda")
 
     def embed():
-        return cuda_forward(*prepare(pixels, weight, bias, keep=keep, **moments).values(), path=path)
+        return cuda_forward(*prepare(pixels, weight, bias, keep=keep, **moments).values())
 
     embed()
     graph = torch.cuda.CUDAGraph()

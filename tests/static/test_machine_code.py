@@ -92,7 +92,10 @@ def test_finds_kernels_in_a_built_module(tmp_path):
     if tools.find("nvcc") is None or tools.find("cuobjdump") is None:
         pytest.skip("needs nvcc and cuobjdump")
     source, module = tmp_path / "toy_operator.cu", tmp_path / "module.so"
-    source.write_text("namespace jepa { namespace {" + SOURCE + "} void use() { exchange<<<1, 96>>>(nullptr); } }")
+    pair = "template <typename T> struct Pair { T x; };"
+    paired = f"{pair} template <typename T> __global__ void paired(Pair<T> p, T* y) {{ *y = p.x; }}"
+    use = "void use() { exchange<<<1, 96>>>(nullptr); paired<int><<<1, 1>>>({}, nullptr); }"
+    source.write_text(f"namespace jepa {{ namespace {{ {SOURCE} {paired} }} {use} }}")
     targets = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90a,code=sm_90a"]
     command = [tools.require("nvcc"), *targets, "-Xcompiler=-fPIC", "-shared", "-o", str(module), str(source)]
     subprocess.run(command, check=True)
@@ -101,5 +104,6 @@ def test_finds_kernels_in_a_built_module(tmp_path):
         exchange = next(kernel for kernel in kernels if "exchange" in kernel.name)
         assert exchange.source == "toy_operator" and exchange.threads == 96 and exchange.usage.shared == 1200
         assert exchange.instructions.global_loads == {32: 1}
+        assert tools.find("c++filt") is None or "paired<int>" in {kernel.name for kernel in kernels}  # and no parameters
     assert cuda_module.kernels(module, "toy_operator", 120) == []
     assert cuda_module.kernels(module, "other", 90) == []

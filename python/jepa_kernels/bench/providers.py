@@ -1,12 +1,17 @@
-"""The package's own backends as providers: `jk-cpu`, `jk-reference`, `jk-triton`, `jk-cuda`."""
+"""The package's own backends as providers: `jk-cpu`, `jk-reference`, `jk-triton`, `jk-cuda`; with `jk-cuda-warpgroup` or
+`jk-cuda-warp` on GPUs that have two CUDA kernels of an operator."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from .. import backends
+from ..ops import cuda_paths
 
 if TYPE_CHECKING:
     from .cases.base import Provider
@@ -16,8 +21,6 @@ PREFIX = "jk-"
 
 def backend_names() -> list[str]:
     """Backends, the fastest kind first, as tables list them."""
-    from .. import backends
-
     return [*(n for n in reversed(backends.NAMES) if n != "reference"), "reference"]
 
 
@@ -41,16 +44,29 @@ def kernel_providers(
     run: Callable[[Any], Any],
     **options: Any,
 ) -> list[Provider]:
-    """One provider a backend; each forces its backend around the calls, so none can fall back in silence."""
-    from .. import backends
+    """One provider a backend, and one for the CUDA kernel that the cuda backend would not choose here.
+
+    Each forces its backend around the calls, so none can fall back in silence.
+    """
     from .cases.base import Provider
 
     names = (operators,) if isinstance(operators, str) else tuple(operators)
 
-    def provider(name: str) -> Provider:
+    def provider(name: str, path: str | None = None) -> Provider:
         def supports(_inputs: Any) -> str | None:
             return why_not(names, name, device)
 
-        return Provider(PREFIX + name, run, supports=supports, context=partial(backends.backend, name), **options)
+        full_name = PREFIX + (name if path is None else f"{name}-{path}")
+        return Provider(full_name, run, supports=supports, context=partial(_forced, name, path), **options)
 
-    return [provider(name) for name in backend_names()]
+    found = [provider(name) for name in backend_names()]
+    other = cuda_paths.other_path(names[0], device) if device.type == "cuda" and len(names) == 1 else None
+    if other is not None:
+        found.insert(1, provider("cuda", other))
+    return found
+
+
+@contextlib.contextmanager
+def _forced(backend: str, path: str | None) -> Iterator[None]:
+    with backends.backend(backend), contextlib.nullcontext() if path is None else cuda_paths.cuda_path(path):
+        yield

@@ -45,8 +45,7 @@ def why_no_gradient(*inputs: Tensor) -> str | None:
     return None if reason is None else f"gradients of the cuda backend are computed by triton: {reason}"
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Any, path: str | None = None) -> None:
-    """`path` is "warp" (every GPU from compute capability 8.0) or "warpgroup" (9.0); None asks the tuned table."""
+def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Any) -> None:
     # Named, so that copies live until the launch.
     q, k, v = (_readable(x) for x in (q, k, v))
     masks = [_contiguous(x) for x in (extras.key_lengths, extras.cu_seqlens)]
@@ -59,7 +58,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: A
         extras.query_frame_offset,
         *(_native.view(x) for x in tables),
         extras.scale,
-        path_code("masked_attention", q.device, path),
+        path_code("masked_attention", q.device),
         torch.cuda.current_stream(q.device).cuda_stream,
     )
 

@@ -81,8 +81,7 @@ def triton_backward(grad, pixels, weight, rows, mean, std, pos_dtype, needs) -> 
     return grad_weight, grad_bias, grad_pos, grad_pixels
 
 
-def cuda_forward(pixels, weight, bias, rows, pos_embed, mean, std, path: str | None = None) -> Tensor:
-    """`path` is "warp" (every GPU from compute capability 8.0) or "warpgroup" (9.0); None asks the tuned table."""
+def cuda_forward(pixels, weight, bias, rows, pos_embed, mean, std) -> Tensor:
     count = pixels.shape[0] * token_count(pixels, weight) if rows is None else rows.shape[0]
     result = pixels.new_empty((count, weight.shape[0]), dtype=result_dtype(weight, pos_embed))
     interleaved = _is_interleaved(pixels)
@@ -95,7 +94,7 @@ def cuda_forward(pixels, weight, bias, rows, pos_embed, mean, std, path: str | N
         *(_native.view(tensor) for tensor in (pixels, matrix, bias, rows, pos_embed, mean, std, table, result)),
         *weight.shape[2:],
         interleaved,
-        path_code("patch_embed", pixels.device, path),
+        path_code("patch_embed", pixels.device),
         torch.cuda.current_stream(pixels.device).cuda_stream,
     )
     return result

@@ -107,5 +107,14 @@ def _readable(name: str) -> str:
         return name
     text = subprocess.run([demangler, name], capture_output=True, text=True, check=True).stdout.strip()
     text = re.sub(r"\(anonymous namespace\)::|\bjepa::|^void ", "", text)
-    end = text.rindex(">") + 1 if ">" in text else text.find("(")
-    return text[:end] if end > 0 else text
+    return _without_parameters(text)
+
+
+def _without_parameters(text: str) -> str:
+    """The text up to the first parenthesis that stands outside template arguments."""
+    depth = 0
+    for index, character in enumerate(text):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            return text[:index].rstrip()
+    return text

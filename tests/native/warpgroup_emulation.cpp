@@ -55,7 +55,9 @@ const std::vector<Schedule> kSchedules = {{false, false, false}, {false, false, 
 void copied_tile(int swizzle, Schedule schedule) {
   constexpr int64_t kSizes[] = {75, 13, 3, 2}, kStrides[] = {88, 88 * 13, 88 * 13 * 3 + 8};  // elements
   std::vector<uint16_t> values(static_cast<size_t>(2 * kStrides[2]), 0x7fff);
-  const auto number = [&](int64_t c, int64_t r, int64_t h, int64_t b) { return static_cast<uint16_t>(1 + c + 80 * (r + 13 * (h + 3 * b))); };
+  const auto number = [](int64_t c, int64_t r, int64_t h, int64_t b) {
+    return static_cast<uint16_t>(1 + c + 80 * (r + 13 * (h + 3 * b)));
+  };
   for (int64_t b = 0; b < 2; ++b)
     for (int64_t h = 0; h < 3; ++h)
       for (int64_t r = 0; r < 13; ++r)

@@ -86,10 +86,10 @@ struct WarpgroupMachine : Machine<Chunk> {
 
   // A value that is the same in all lanes of the warp.
   static int uniform(int x) {
-    using Base = Machine<Chunk>;
-    Base::lane().words[0] = static_cast<uint32_t>(x);
-    meet(Base::of_warp(), [] {
-      for (int l = 0; l < kLanes; ++l) OBEY(Base::warp()[l].words[0] == Base::warp()[0].words[0], "a uniform value is the same in all lanes");
+    Machine<Chunk>::lane().words[0] = static_cast<uint32_t>(x);
+    LaneState* const lanes = Machine<Chunk>::warp();
+    meet(Machine<Chunk>::of_warp(), [lanes] {
+      for (int l = 1; l < kLanes; ++l) OBEY(lanes[l].words[0] == lanes[0].words[0], "a uniform value is the same in all lanes");
     });
     return x;
   }

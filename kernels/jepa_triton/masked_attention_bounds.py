@@ -32,24 +32,17 @@ def grid_entry(tiles, num_heads):
 
 
 @triton.jit
-def sequence_bounds(batch, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences):
-    """(batch index, first token, query count, key count) of a grid entry; values on the device are clamped to the tensors.
-
-    Ragged: batch counts sequences of one token axis. Entry num_sequences stands for the tokens after the last
-    sequence (there are some when cu_seqlens is padded for graph replay): they have no keys and get zeros.
-    """
-    first = 0
-    if cu_seqlens_ptr is not None:
-        first = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + batch), 0), query_len)
-        end = query_len
-        if batch < num_sequences:
-            end = tl.minimum(tl.load(cu_seqlens_ptr + batch + 1), query_len)
-        query_len = tl.maximum(end - first, 0)
-        key_len = tl.where(batch < num_sequences, query_len, 0)
-        batch = 0
+def visible_keys(batch, key_len, key_lengths_ptr):
+    """Keys of a batch item that some query may see; a length on the device is clamped to the tensor."""
     if key_lengths_ptr is not None:
         key_len = tl.minimum(tl.maximum(tl.load(key_lengths_ptr + batch), 0), key_len)
-    return batch, first, query_len, key_len
+    return key_len
+
+
+@triton.jit
+def rows_at(view, batch, head, token, UNIT: tl.constexpr):
+    """(pointer to the row of a token, stride of rows). view: pointer, and strides of batch, head and token in UNIT elements."""
+    return view[0] + (batch * view[1] + head * view[2] + token * view[3]) * UNIT, view[3] * UNIT
 
 
 @triton.jit

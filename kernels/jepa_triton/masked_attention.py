@@ -52,12 +52,6 @@ class Extras:
         """Tiles of `block` rows a head and batch item: of its length, or at most those of all sequences of a ragged batch."""
         return triton.cdiv(length, block) if self.cu_seqlens is None else ragged_slots(length, self.sequences, block)
 
-    def programs(self, items: int, tile: Tile, device: torch.device) -> int:
-        """Programs for that many tiles of all heads and batch items."""
-        if self.cu_seqlens is None or tile.resident == 0:
-            return items
-        return min(items, tile.resident * multiprocessors(device))
-
     def arguments(self, q: Tensor, k: Tensor, unit: int) -> dict[str, Any]:
         """What the three attention kernels take alike."""
         batch, heads, query_len, head_dim = q.shape
@@ -139,10 +133,9 @@ def forward_launches(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, 
     arguments = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **extras.arguments(q, k, unit),
         **_strides(unit, q=q, k=k, v=v, out=out), **_table_arguments(q_cos, q_sin, unit),
-        "num_tiles": tiles, "scale_log2": abs(extras.scale) * LOG2_E, "NEGATIVE_SCALE": extras.scale < 0, **tile.constants(),
+        "num_tiles": tiles, "scale_log2": abs(extras.scale) * LOG2_E, "NEGATIVE_SCALE": extras.scale < 0,
     }  # fmt: skip
-    programs = extras.programs(tiles * heads * batch, tile, q.device)
-    launches.append(Launch(forward_kernel, programs, arguments, tile.options()))
+    launches.append(_launch(forward_kernel, tiles * heads * batch, tile, arguments))
     return launches
 
 
@@ -171,20 +164,25 @@ def backward_launches(
     tiles = extras.tiles(query_len, tile.block_m)
     arguments = {
         **common, "out_ptr": out, "dq_ptr": dq, **_strides(unit, out=out, dq=dq),
-        **_table_arguments(extras.q_cos, extras.q_sin, unit), "num_tiles": tiles, **tile.constants(),
+        **_table_arguments(extras.q_cos, extras.q_sin, unit), "num_tiles": tiles,
     }  # fmt: skip
-    programs = extras.programs(tiles * heads * batch, tile, q.device)
-    launches.append(Launch(query_gradient_kernel, programs, arguments, tile.options()))
+    launches.append(_launch(query_gradient_kernel, tiles * heads * batch, tile, arguments))
 
     tile = key_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
     tiles = extras.tiles(k.shape[2], tile.block_n)
     arguments = {
         **common, "dk_ptr": dk, "dv_ptr": dv, **_strides(unit, dk=dk, dv=dv),
-        **_table_arguments(extras.k_cos, extras.k_sin, unit), "num_tiles": tiles, **tile.constants(),
+        **_table_arguments(extras.k_cos, extras.k_sin, unit), "num_tiles": tiles,
     }  # fmt: skip
-    programs = extras.programs(tiles * heads * batch, tile, q.device)
-    launches.append(Launch(key_gradient_kernel, programs, arguments, tile.options()))
+    launches.append(_launch(key_gradient_kernel, tiles * heads * batch, tile, arguments))
     return launches
+
+
+def _launch(kernel: Any, items: int, tile: Tile, arguments: dict[str, Any]) -> Launch:
+    """One program an item, or, for ragged batches where the table of tiles says so, as many as the GPU holds, which share them."""
+    persistent = tile.resident > 0 and arguments["cu_seqlens_ptr"] is not None
+    programs = min(items, tile.resident * multiprocessors(arguments["q_ptr"].device)) if persistent else items
+    return Launch(kernel, programs, {**arguments, **tile.constants(), "PERSISTENT": persistent}, tile.options())
 
 
 def _check(lse: Tensor, **tensors: Tensor) -> None:

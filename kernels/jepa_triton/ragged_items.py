@@ -1,16 +1,17 @@
 """Work items of a ragged batch: which tile of which sequence and head a program takes, found from cu_seqlens on the device.
 
-The host knows the number of sequences S and of tokens, but no length. Sequence i, of tokens [c_i, c_i+1), owns the slots
-    first_slot(i) = c_i // BLOCK + i  up to  first_slot(i + 1),
-c_i+1 // BLOCK - c_i // BLOCK + 1 of them, which is ceil(length / BLOCK), or one more: that one is empty. The tokens after the last
-sequence (there are some when cu_seqlens is padded for graph replay) count as sequence S, which ends at the last token. So there are
+The host knows the number of sequences S and of tokens, but no length. Sequence i, of tokens [c_i, c_(i+1)), owns the slots
+    first_slot(i) = c_i // BLOCK + i  up to  first_slot(i + 1).
+These are c_(i+1) // BLOCK - c_i // BLOCK + 1, which is ceil(length / BLOCK), or one more: that one is empty. The tokens after
+the last sequence (there are some when cu_seqlens is padded for graph replay) count as sequence S, which ends at the last token.
+So there are
     total // BLOCK + S + 1
-slots, whatever the lengths: no fewer could hold S + 1 sequences of any lengths. first_slot needs no sum over the sequences
-before, and rises with i, so the sequence of a slot is found by a search in cu_seqlens itself, which nothing has to prepare.
+slots, whatever the lengths. first_slot needs no sum over the sequences before and rises with i, so the sequence of a slot is
+found by a search in cu_seqlens itself, and nothing has to be prepared.
 
-Items number the slots of every head, tiles of one head side by side, so that its keys and values stay in L2, then the heads of
-one sequence, then the sequences in the order given. Every tile of a sequence streams all its keys, so all its items cost the same
-(empty ones nothing), and longer sequences first would need a sort.
+Items number the slots of every head: the tiles of one head side by side, so that its keys and values stay in L2, then the heads
+of one sequence, then the sequences in the order given. All items of a sequence stream all its keys, so within it none is longer
+than another; longer sequences first would need a sort.
 """
 
 import triton
@@ -22,7 +23,7 @@ LANES = tl.constexpr(32)
 
 
 def ragged_slots(total: int, sequences: int, block: int) -> int:
-    """Slots of each head: a bound of the tiles of that many sequences and the tokens after them, which are `total` tokens together."""
+    """Slots of each head: what the tiles of so many sequences and the tokens after them, `total` tokens together, need at most."""
     return total // block + sequences + 1
 
 

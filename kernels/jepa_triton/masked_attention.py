@@ -179,7 +179,7 @@ def backward_launches(
 
 
 def _launch(kernel: Any, items: int, tile: Tile, arguments: dict[str, Any]) -> Launch:
-    """One program an item, or, for ragged batches where the table of tiles says so, as many as the GPU holds, which share them."""
+    """One program an item; for ragged batches, where the table of tiles says so, as many as the GPU holds, which share them."""
     persistent = tile.resident > 0 and arguments["cu_seqlens_ptr"] is not None
     programs = min(items, tile.resident * multiprocessors(arguments["q_ptr"].device)) if persistent else items
     return Launch(kernel, programs, {**arguments, **tile.constants(), "PERSISTENT": persistent}, tile.options())

@@ -195,13 +195,15 @@ def query_gradient_kernel(
     if PERSISTENT:
         for item in tl.range(tl.program_id(0), num_tiles * num_heads, tl.num_programs(0), disable_licm=True):
             _query_gradient(
-                item, grid, q_view, k_view, v_view, dout_view, out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
+                item, grid, q_view, k_view, v_view, dout_view,
+            out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
                 tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
                 FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
             )  # fmt: skip
     else:
         _query_gradient(
-            tl.program_id(0), grid, q_view, k_view, v_view, dout_view, out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
+            tl.program_id(0), grid, q_view, k_view, v_view, dout_view,
+            out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
             tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
             FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
@@ -382,13 +384,15 @@ def key_gradient_kernel(
     if PERSISTENT:
         for item in tl.range(tl.program_id(0), num_tiles * num_heads, tl.num_programs(0), disable_licm=True):
             _key_gradients(
-                item, grid, q_view, k_view, v_view, dout_view, lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
+                item, grid, q_view, k_view, v_view, dout_view,
+            lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
                 tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
                 FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
             )  # fmt: skip
     else:
         _key_gradients(
-            tl.program_id(0), grid, q_view, k_view, v_view, dout_view, lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
+            tl.program_id(0), grid, q_view, k_view, v_view, dout_view,
+            lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
             tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
             FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
         )  # fmt: skip

@@ -23,7 +23,7 @@ LANES = tl.constexpr(32)
 
 
 def ragged_slots(total: int, sequences: int, block: int) -> int:
-    """Slots of each head: what the tiles of so many sequences and the tokens after them, `total` tokens together, need at most."""
+    """Slots of each head, enough for the tiles of so many sequences and the tokens after them, `total` tokens together."""
     return total // block + sequences + 1
 
 

@@ -1,5 +1,6 @@
 """A kernel call as data: the launchers run it, and the ahead-of-time gate compiles the very same one without a GPU."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ DTYPE_NAMES = {
     torch.uint8: "u8",
 }
 MAX_STRIDE_UNIT = 8  # elements; 16 bytes of a 16-bit dtype, the widest load of one thread
+ASSUMED_MULTIPROCESSORS = 132  # an H100's, where tensors are on no GPU: the compile gate and Triton's interpreter
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,14 @@ class Launch:
             pointers,
             max_registers=self.options.get("maxnreg"),
         )
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Of the GPU that holds the tensors."""
+    if device.type != "cuda":
+        return ASSUMED_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def stride_unit(*tensors: torch.Tensor | None) -> int:

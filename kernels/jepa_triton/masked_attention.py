@@ -10,10 +10,11 @@ import torch
 import triton
 from torch import Tensor
 
-from .launch import Launch, stride_arguments, stride_unit
+from .launch import Launch, multiprocessors, stride_arguments, stride_unit
 from .masked_attention_backward import key_gradient_kernel, query_gradient_kernel
 from .masked_attention_forward import forward_kernel
-from .masked_attention_tiles import forward_tile, key_gradient_tile, query_gradient_tile
+from .masked_attention_tiles import Tile, forward_tile, key_gradient_tile, query_gradient_tile
+from .ragged_items import ragged_slots
 from .rope import rotation
 from .segments import head_dim_segments
 
@@ -43,9 +44,13 @@ class Extras:
     k_cos: Tensor | None = None
     k_sin: Tensor | None = None
 
-    def entries(self, batch: int) -> int:
-        """Grid entries a head: batch items, or the sequences and one more for the tokens after the last of them."""
-        return batch if self.cu_seqlens is None else self.cu_seqlens.shape[0]
+    @property
+    def sequences(self) -> int:
+        return 0 if self.cu_seqlens is None else self.cu_seqlens.shape[0] - 1
+
+    def tiles(self, length: int, block: int) -> int:
+        """Tiles of `block` rows a head and batch item: of its length, or at most those of all sequences of a ragged batch."""
+        return triton.cdiv(length, block) if self.cu_seqlens is None else ragged_slots(length, self.sequences, block)
 
     def arguments(self, q: Tensor, k: Tensor, unit: int) -> dict[str, Any]:
         """What the three attention kernels take alike."""
@@ -56,7 +61,7 @@ class Extras:
         return {
             "mask_ptr": mask, "key_lengths_ptr": self.key_lengths, "cu_seqlens_ptr": self.cu_seqlens,
             **stride_arguments("mask", mask, "bhq", mask_unit), "MASK_STRIDE_UNIT": mask_unit,
-            "num_heads": heads, "query_len": query_len, "key_len": k.shape[2], "num_sequences": self.entries(batch) - 1,
+            "num_heads": heads, "query_len": query_len, "key_len": k.shape[2], "num_sequences": self.sequences,
             "tokens_per_frame": self.tokens_per_frame,
             # Frames beyond either end change nothing, and this keeps the product with tokens_per_frame in int32.
             "query_frame_offset": max(-frames, min(self.query_frame_offset, frames)),
@@ -121,16 +126,16 @@ def forward_launches(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, 
             q, rotate_q = rotation(q, q_cos, q_sin)
             launches.append(rotate_q)
             q_cos = q_sin = None
-    rows = query_len if extras.cu_seqlens is None else extras.max_seqlen
-    tile = forward_tile(head_dim, q.dtype, rows, extras.bool_mask is not None)
+    longest = query_len if extras.cu_seqlens is None else extras.max_seqlen
+    tile = forward_tile(head_dim, q.dtype, longest, extras.bool_mask is not None)
     unit = stride_unit(q, k, v, out, q_cos, q_sin)
-    tiles = triton.cdiv(rows, tile.block_m)
+    tiles = extras.tiles(query_len, tile.block_m)
     arguments = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "out_ptr": out, "lse_ptr": lse, **extras.arguments(q, k, unit),
         **_strides(unit, q=q, k=k, v=v, out=out), **_table_arguments(q_cos, q_sin, unit),
-        "num_tiles": tiles, "scale_log2": abs(extras.scale) * LOG2_E, "NEGATIVE_SCALE": extras.scale < 0, **tile.constants(),
+        "num_tiles": tiles, "scale_log2": abs(extras.scale) * LOG2_E, "NEGATIVE_SCALE": extras.scale < 0,
     }  # fmt: skip
-    launches.append(Launch(forward_kernel, tiles * heads * extras.entries(batch), arguments, tile.options()))
+    launches.append(_launch(forward_kernel, tiles * heads * batch, tile, arguments))
     return launches
 
 
@@ -149,31 +154,35 @@ def backward_launches(
     delta = torch.empty_like(lse)
     tables = (extras.q_cos, extras.q_sin, extras.k_cos, extras.k_sin)
     unit = stride_unit(q, k, v, dout, out, dq, dk, dv, *tables)
-    entries = extras.entries(batch)
     common = {
         "q_ptr": q, "k_ptr": k, "v_ptr": v, "dout_ptr": dout, "lse_ptr": lse, "delta_ptr": delta,
         **extras.arguments(q, k, unit), **_strides(unit, q=q, k=k, v=v, dout=dout),
         "scale": float(extras.scale), "scale_log2": extras.scale * LOG2_E,
     }  # fmt: skip
 
-    rows = query_len if extras.cu_seqlens is None else extras.max_seqlen
     tile = query_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
-    tiles = triton.cdiv(rows, tile.block_m)
+    tiles = extras.tiles(query_len, tile.block_m)
     arguments = {
         **common, "out_ptr": out, "dq_ptr": dq, **_strides(unit, out=out, dq=dq),
-        **_table_arguments(extras.q_cos, extras.q_sin, unit), "num_tiles": tiles, **tile.constants(),
+        **_table_arguments(extras.q_cos, extras.q_sin, unit), "num_tiles": tiles,
     }  # fmt: skip
-    launches.append(Launch(query_gradient_kernel, tiles * heads * entries, arguments, tile.options()))
+    launches.append(_launch(query_gradient_kernel, tiles * heads * batch, tile, arguments))
 
-    rows = k.shape[2] if extras.cu_seqlens is None else extras.max_seqlen
     tile = key_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
-    tiles = triton.cdiv(rows, tile.block_n)
+    tiles = extras.tiles(k.shape[2], tile.block_n)
     arguments = {
         **common, "dk_ptr": dk, "dv_ptr": dv, **_strides(unit, dk=dk, dv=dv),
-        **_table_arguments(extras.k_cos, extras.k_sin, unit), "num_tiles": tiles, **tile.constants(),
+        **_table_arguments(extras.k_cos, extras.k_sin, unit), "num_tiles": tiles,
     }  # fmt: skip
-    launches.append(Launch(key_gradient_kernel, tiles * heads * entries, arguments, tile.options()))
+    launches.append(_launch(key_gradient_kernel, tiles * heads * batch, tile, arguments))
     return launches
+
+
+def _launch(kernel: Any, items: int, tile: Tile, arguments: dict[str, Any]) -> Launch:
+    """One program an item; for ragged batches, where the table of tiles says so, as many as the GPU holds, which share them."""
+    persistent = tile.resident > 0 and arguments["cu_seqlens_ptr"] is not None
+    programs = min(items, tile.resident * multiprocessors(arguments["q_ptr"].device)) if persistent else items
+    return Launch(kernel, programs, {**arguments, **tile.constants(), "PERSISTENT": persistent}, tile.options())
 
 
 def _check(lse: Tensor, **tensors: Tensor) -> None:

@@ -13,10 +13,10 @@ import triton.language as tl
 from .masked_attention_bounds import (
     RUNTIME_INTEGERS,
     first_query,
-    grid_entry,
     key_limit,
     load_bool_tile,
-    sequence_bounds,
+    rows_at,
+    work_item,
 )
 from .segments import (
     dot_accumulate,
@@ -26,7 +26,6 @@ from .segments import (
     load_segments,
     scale_segments,
     store_segments,
-    store_zero_rows,
     sum_products,
     unrotate_segments,
     zero_segments,
@@ -98,6 +97,71 @@ def _query_gradient_range(
     return dq
 
 
+@triton.jit
+def _query_gradient(
+    item, grid, q_view, k_view, v_view, dout_view, out_view, lse_view, delta_view, dq_view,
+    mask_view, cos_view, sin_view, tokens_per_frame, query_frame_offset, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dq and delta of one item: BLOCK_M queries of one head."""
+    batch, head, first, row, query_count, key_count = work_item(item, grid, BLOCK_M)
+    if row < query_count:
+        rows = tl.arange(0, BLOCK_M)  # [M]
+        left = query_count - row
+        token = first + row
+        q_base, q_row = rows_at(q_view, batch, head, token, STRIDE_UNIT)
+        dout_base, dout_row = rows_at(dout_view, batch, head, token, STRIDE_UNIT)
+        out_base, out_row = rows_at(out_view, batch, head, token, STRIDE_UNIT)
+        dout_tile = load_segments(dout_base, dout_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        out = load_segments(out_base, out_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        delta = sum_products(dout_tile, out)  # [M]
+        delta_base, _ = rows_at(delta_view, batch, head, token, 1)
+        tl.store(delta_base + rows, delta, mask=rows < left)
+        lse_base, _ = rows_at(lse_view, batch, head, token, 1)
+        lse = _load_lse(lse_base, rows, left)  # [M]
+        if CHANNEL_LOOP:
+            q = (q_base, q_row, left)
+            dout = (dout_base, dout_row, left)
+        else:
+            q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+            dout = dout_tile
+
+        k_base, k_row = rows_at(k_view, batch, head, first, STRIDE_UNIT)
+        v_base, v_row = rows_at(v_view, batch, head, first, STRIDE_UNIT)
+        mask_base = None
+        mask_row = 0
+        if mask_view[0] is not None:
+            mask_base, mask_row = rows_at(mask_view, batch, head, row, MASK_STRIDE_UNIT)
+        limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
+        last = tl.minimum(row + BLOCK_M, query_count) - 1
+        end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+        unmasked_end = 0
+        dq = zero_segments(BLOCK_M, SEGMENTS)  # [M, D]
+        if mask_view[0] is None:
+            unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+            unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
+            dq = _query_gradient_range(
+                dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, 0,
+                left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, False,
+            )  # fmt: skip
+        dq = _query_gradient_range(
+            dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
+            left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, True,
+        )  # fmt: skip
+
+        dq = scale_segments(dq, scale)
+        if cos_view[0] is not None:
+            cos_base, cos_row = rows_at(cos_view, batch, head, token, STRIDE_UNIT)
+            sin_base, sin_row = rows_at(sin_view, batch, head, token, STRIDE_UNIT)
+            seeing = tl.where(key_count > 0, left, 0)  # no key, no gradient, whatever the tables hold
+            cos = load_segments(cos_base, cos_row, seeing, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+            sin = load_segments(sin_base, sin_row, seeing, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+            dq = unrotate_segments(dq, cos, sin)
+        dq_base, dq_row = rows_at(dq_view, batch, head, token, STRIDE_UNIT)
+        store_segments(dq_base, dq_row, left, dq, HEAD_DIM, SEGMENTS)
+
+
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def query_gradient_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, out_ptr, lse_ptr, delta_ptr, dq_ptr,
@@ -112,82 +176,37 @@ def query_gradient_kernel(
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
-    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dq and delta = rowsum(dout * out) for one tile of BLOCK_M queries of one head. scale_log2 = scale log2(e)."""
-    tile, head, entry = grid_entry(num_tiles, num_heads)
-    batch, first, query_count, key_count = sequence_bounds(
-        entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
-    )
-    row = tile * BLOCK_M
-    if row >= query_count:
-        return
-    dq_row = dq_stride_n * STRIDE_UNIT
-    dq_base = dq_ptr + (batch * dq_stride_b + head * dq_stride_h + first * dq_stride_n) * STRIDE_UNIT
-    if cu_seqlens_ptr is not None:
-        if entry == num_sequences:
-            step = num_tiles * BLOCK_M
-            store_zero_rows(dq_base, dq_row, row, query_count, step, BLOCK_M, HEAD_DIM, SEGMENTS)
-            return
-
-    rows = tl.arange(0, BLOCK_M)  # [M]
-    left = query_count - row
-    q_row = q_stride_n * STRIDE_UNIT
-    dout_row = dout_stride_n * STRIDE_UNIT
-    out_row = out_stride_n * STRIDE_UNIT
-    token = first + row
-    q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + token * q_stride_n) * STRIDE_UNIT
-    dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + token * dout_stride_n) * STRIDE_UNIT
-    out_base = out_ptr + (batch * out_stride_b + head * out_stride_h + token * out_stride_n) * STRIDE_UNIT
-    statistics = (batch.to(tl.int64) * num_heads + head) * query_len + token
-    dout_tile = load_segments(dout_base, dout_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-    out = load_segments(out_base, out_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-    delta = sum_products(dout_tile, out)  # [M]
-    tl.store(delta_ptr + statistics + rows, delta, mask=rows < left)
-    lse = _load_lse(lse_ptr + statistics, rows, left)  # [M]
-    if CHANNEL_LOOP:
-        q = (q_base, q_row, left)
-        dout = (dout_base, dout_row, left)
+    q_view = (q_ptr, q_stride_b, q_stride_h, q_stride_n)
+    k_view = (k_ptr, k_stride_b, k_stride_h, k_stride_n)
+    v_view = (v_ptr, v_stride_b, v_stride_h, v_stride_n)
+    dout_view = (dout_ptr, dout_stride_b, dout_stride_h, dout_stride_n)
+    out_view = (out_ptr, out_stride_b, out_stride_h, out_stride_n)
+    dq_view = (dq_ptr, dq_stride_b, dq_stride_h, dq_stride_n)
+    lse_view = (lse_ptr, num_heads.to(tl.int64) * query_len, query_len.to(tl.int64), 1)
+    delta_view = (delta_ptr, lse_view[1], lse_view[2], 1)
+    mask_view = (mask_ptr, mask_stride_b, mask_stride_h, mask_stride_q)
+    cos_view = (cos_ptr, cos_stride_b, 0, cos_stride_n)
+    sin_view = (sin_ptr, sin_stride_b, 0, sin_stride_n)
+    grid = (num_tiles, num_heads, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences)
+    if PERSISTENT:
+        for item in tl.range(tl.program_id(0), num_tiles * num_heads, tl.num_programs(0), disable_licm=True):
+            _query_gradient(
+                item, grid, q_view, k_view, v_view, dout_view,
+            out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
+                tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+                FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
     else:
-        q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-        dout = dout_tile
-
-    k_row = k_stride_n * STRIDE_UNIT
-    v_row = v_stride_n * STRIDE_UNIT
-    k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
-    v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
-    mask_base = None
-    mask_row = 0
-    if mask_ptr is not None:
-        mask_row = mask_stride_q * MASK_STRIDE_UNIT
-        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
-    limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
-    last = tl.minimum(row + BLOCK_M, query_count) - 1
-    end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
-    unmasked_end = 0
-    dq = zero_segments(BLOCK_M, SEGMENTS)  # [M, D]
-    if mask_ptr is None:
-        unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
-        unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
-        dq = _query_gradient_range(
-            dq, q, dout, lse, delta, limits, 0, unmasked_end, k_base, k_row, v_base, v_row, None, 0,
-            left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, False,
+        _query_gradient(
+            tl.program_id(0), grid, q_view, k_view, v_view, dout_view,
+            out_view, lse_view, delta_view, dq_view, mask_view, cos_view, sin_view,
+            tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+            FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-    dq = _query_gradient_range(
-        dq, q, dout, lse, delta, limits, unmasked_end, end, k_base, k_row, v_base, v_row, mask_base, mask_row,
-        left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_N, True,
-    )  # fmt: skip
-
-    dq = scale_segments(dq, scale)
-    if cos_ptr is not None:
-        cos_row = cos_stride_n * STRIDE_UNIT
-        sin_row = sin_stride_n * STRIDE_UNIT
-        cos_base = cos_ptr + (batch * cos_stride_b + token * cos_stride_n) * STRIDE_UNIT
-        sin_base = sin_ptr + (batch * sin_stride_b + token * sin_stride_n) * STRIDE_UNIT
-        cos = load_segments(cos_base, cos_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-        sin = load_segments(sin_base, sin_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-        dq = unrotate_segments(dq, cos, sin)
-    store_segments(dq_base + row * dq_row, dq_row, left, dq, HEAD_DIM, SEGMENTS)
 
 
 @triton.jit
@@ -255,6 +274,83 @@ def _key_gradient_range(
     return dk, dv
 
 
+@triton.jit
+def _key_gradients(
+    item, grid, q_view, k_view, v_view, dout_view, lse_view, delta_view,
+    dk_view, dv_view, mask_view, cos_view, sin_view, tokens_per_frame, query_frame_offset, scale, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """dk and dv of one item: BLOCK_N keys of one head; zeros from its last key up to the last that is written."""
+    batch, head, first, row, query_count, key_count = work_item(item, grid, BLOCK_N)
+    written = query_count
+    num_tiles, _, _, key_len, key_lengths_ptr, cu_seqlens_ptr, _ = grid
+    if cu_seqlens_ptr is None:
+        written = key_len  # keys past a length get zero gradients
+        row = (num_tiles - 1) * BLOCK_N - row  # the first keys have the most queries in a frame-causal mask
+    if row < written:
+        keys_left = key_count - row  # 0 or less: no query sees this tile
+        token = first + row
+        k_base, k_row = rows_at(k_view, batch, head, token, STRIDE_UNIT)
+        v_base, v_row = rows_at(v_view, batch, head, token, STRIDE_UNIT)
+        if CHANNEL_LOOP:
+            k = (k_base, k_row, keys_left)
+            v = (v_base, v_row, keys_left)
+        else:
+            k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+            v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+
+        q_base, q_row = rows_at(q_view, batch, head, first, STRIDE_UNIT)
+        dout_base, dout_row = rows_at(dout_view, batch, head, first, STRIDE_UNIT)
+        lse_base, _ = rows_at(lse_view, batch, head, first, 1)
+        delta_base, _ = rows_at(delta_view, batch, head, first, 1)
+        mask_base = None
+        mask_row = 0
+        if mask_view[0] is not None:
+            mask_base, mask_row = rows_at(mask_view, batch, head, 0, MASK_STRIDE_UNIT)
+            mask_base += row
+        keys = row + tl.arange(0, BLOCK_N)  # [N]
+        first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
+        begin = 0
+        end = tl.where(keys_left > 0, query_count, 0)
+        dk = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
+        dv = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
+        if FRAME_CAUSAL or mask_view[0] is not None:
+            masked_end = end
+            if FRAME_CAUSAL:
+                last = tl.minimum(row + BLOCK_N, key_count) - 1
+                begin = first_query(row, tokens_per_frame, query_frame_offset, FRAME_CAUSAL) // BLOCK_M * BLOCK_M
+                all_visible = first_query(last, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+                masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
+            dk, dv = _key_gradient_range(
+                dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
+                lse_base, delta_base, mask_base, mask_row, scale_log2,
+                HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, True,
+            )  # fmt: skip
+            begin = masked_end
+        if mask_view[0] is None:
+            dk, dv = _key_gradient_range(
+                dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
+                lse_base, delta_base, None, 0, scale_log2,
+                HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, False,
+            )  # fmt: skip
+
+        dk = scale_segments(dk, scale)
+        if cos_view[0] is not None:
+            cos_base, cos_row = rows_at(cos_view, batch, head, token, STRIDE_UNIT)
+            sin_base, sin_row = rows_at(sin_view, batch, head, token, STRIDE_UNIT)
+            cos = load_segments(cos_base, cos_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+            sin = load_segments(sin_base, sin_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
+            dk = unrotate_segments(dk, cos, sin)
+        if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
+            dk = keep_rows(dk, keys < key_count)
+            dv = keep_rows(dv, keys < key_count)
+        dk_base, dk_row = rows_at(dk_view, batch, head, token, STRIDE_UNIT)
+        dv_base, dv_row = rows_at(dv_view, batch, head, token, STRIDE_UNIT)
+        store_segments(dk_base, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
+        store_segments(dv_base, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)
+
+
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def key_gradient_kernel(
     q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
@@ -269,91 +365,34 @@ def key_gradient_kernel(
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
-    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, PERSISTENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dk and dv for one tile of BLOCK_N keys of one head. Scores are held transposed, [N, M], so both sums are plain products."""
-    tile, head, entry = grid_entry(num_tiles, num_heads)
-    tile = num_tiles - 1 - tile  # the first keys have the most queries in a frame-causal mask
-    batch, first, query_count, key_count = sequence_bounds(
-        entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
-    )
-    written = key_len  # keys past a length get zero gradients
-    if cu_seqlens_ptr is not None:
-        written = query_count
-    row = tile * BLOCK_N
-    if row >= written:
-        return
-    dk_row = dk_stride_n * STRIDE_UNIT
-    dv_row = dv_stride_n * STRIDE_UNIT
-    dk_base = dk_ptr + (batch * dk_stride_b + head * dk_stride_h + first * dk_stride_n) * STRIDE_UNIT
-    dv_base = dv_ptr + (batch * dv_stride_b + head * dv_stride_h + first * dv_stride_n) * STRIDE_UNIT
-    if cu_seqlens_ptr is not None:
-        if entry == num_sequences:
-            step = num_tiles * BLOCK_N
-            store_zero_rows(dk_base, dk_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
-            store_zero_rows(dv_base, dv_row, row, written, step, BLOCK_N, HEAD_DIM, SEGMENTS)
-            return
-
-    keys_left = key_count - row  # 0 or less: no query sees this tile
-    token = first + row
-    k_row = k_stride_n * STRIDE_UNIT
-    v_row = v_stride_n * STRIDE_UNIT
-    k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + token * k_stride_n) * STRIDE_UNIT
-    v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + token * v_stride_n) * STRIDE_UNIT
-    if CHANNEL_LOOP:
-        k = (k_base, k_row, keys_left)
-        v = (v_base, v_row, keys_left)
+    q_view = (q_ptr, q_stride_b, q_stride_h, q_stride_n)
+    k_view = (k_ptr, k_stride_b, k_stride_h, k_stride_n)
+    v_view = (v_ptr, v_stride_b, v_stride_h, v_stride_n)
+    dout_view = (dout_ptr, dout_stride_b, dout_stride_h, dout_stride_n)
+    dk_view = (dk_ptr, dk_stride_b, dk_stride_h, dk_stride_n)
+    dv_view = (dv_ptr, dv_stride_b, dv_stride_h, dv_stride_n)
+    lse_view = (lse_ptr, num_heads.to(tl.int64) * query_len, query_len.to(tl.int64), 1)
+    delta_view = (delta_ptr, lse_view[1], lse_view[2], 1)
+    mask_view = (mask_ptr, mask_stride_b, mask_stride_h, mask_stride_q)
+    cos_view = (cos_ptr, cos_stride_b, 0, cos_stride_n)
+    sin_view = (sin_ptr, sin_stride_b, 0, sin_stride_n)
+    grid = (num_tiles, num_heads, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences)
+    if PERSISTENT:
+        for item in tl.range(tl.program_id(0), num_tiles * num_heads, tl.num_programs(0), disable_licm=True):
+            _key_gradients(
+                item, grid, q_view, k_view, v_view, dout_view,
+            lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
+                tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+                FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
     else:
-        k = load_segments(k_base, k_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-        v = load_segments(v_base, v_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-
-    q_row = q_stride_n * STRIDE_UNIT
-    dout_row = dout_stride_n * STRIDE_UNIT
-    q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + first * q_stride_n) * STRIDE_UNIT
-    dout_base = dout_ptr + (batch * dout_stride_b + head * dout_stride_h + first * dout_stride_n) * STRIDE_UNIT
-    statistics = (batch.to(tl.int64) * num_heads + head) * query_len + first
-    mask_base = None
-    mask_row = 0
-    if mask_ptr is not None:
-        mask_row = mask_stride_q * MASK_STRIDE_UNIT
-        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row
-    keys = row + tl.arange(0, BLOCK_N)  # [N]
-    first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
-    begin = 0
-    end = tl.where(keys_left > 0, query_count, 0)
-    dk = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
-    dv = zero_segments(BLOCK_N, SEGMENTS)  # [N, D]
-    if FRAME_CAUSAL or mask_ptr is not None:
-        masked_end = end
-        if FRAME_CAUSAL:
-            last = tl.minimum(row + BLOCK_N, key_count) - 1
-            begin = first_query(row, tokens_per_frame, query_frame_offset, FRAME_CAUSAL) // BLOCK_M * BLOCK_M
-            all_visible = first_query(last, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
-            masked_end = tl.minimum(tl.cdiv(all_visible, BLOCK_M) * BLOCK_M, end)
-        dk, dv = _key_gradient_range(
-            dk, dv, k, v, first_queries, keys_left, begin, masked_end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, mask_base, mask_row, scale_log2,
-            HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, True,
+        _key_gradients(
+            tl.program_id(0), grid, q_view, k_view, v_view, dout_view,
+            lse_view, delta_view, dk_view, dv_view, mask_view, cos_view, sin_view,
+            tokens_per_frame, query_frame_offset, scale, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+            FRAME_CAUSAL, CHANNEL_LOOP, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-        begin = masked_end
-    if mask_ptr is None:
-        dk, dv = _key_gradient_range(
-            dk, dv, k, v, first_queries, keys_left, begin, end, query_count, q_base, q_row, dout_base, dout_row,
-            lse_ptr + statistics, delta_ptr + statistics, None, 0, scale_log2,
-            HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, False,
-        )  # fmt: skip
-
-    dk = scale_segments(dk, scale)
-    if cos_ptr is not None:
-        cos_row = cos_stride_n * STRIDE_UNIT
-        sin_row = sin_stride_n * STRIDE_UNIT
-        cos_base = cos_ptr + (batch * cos_stride_b + token * cos_stride_n) * STRIDE_UNIT
-        sin_base = sin_ptr + (batch * sin_stride_b + token * sin_stride_n) * STRIDE_UNIT
-        cos = load_segments(cos_base, cos_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-        sin = load_segments(sin_base, sin_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
-        dk = unrotate_segments(dk, cos, sin)
-    if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
-        dk = keep_rows(dk, keys < key_count)
-        dv = keep_rows(dv, keys < key_count)
-    store_segments(dk_base + row * dk_row, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
-    store_segments(dv_base + row * dv_row, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)

@@ -10,6 +10,8 @@ beyond the limit of its first. Seen from key j, the queries that see it are the 
 import triton
 import triton.language as tl
 
+from .ragged_items import ragged_item
+
 # Integer arguments of the attention kernels that Triton must not specialise on: a length or stride that happens to be 1
 # or a multiple of 16 would otherwise compile another kernel, and lengths change with every mask.
 RUNTIME_INTEGERS = [
@@ -21,35 +23,33 @@ RUNTIME_INTEGERS = [
 
 
 @triton.jit
-def grid_entry(tiles, num_heads):
-    """(tile, head, batch) of this program; tiles of one head are neighbours, so its keys and values stay in L2.
+def work_item(item, grid, BLOCK: tl.constexpr):
+    """(batch, head, first token, row, query count, key count): BLOCK rows from `row` on, of a batch item or sequence.
 
-    The last tile comes first: in a frame-causal mask it has the most keys, and the longest work should start earliest.
+    grid: tiles a head, heads, queries, keys, key_lengths, cu_seqlens and number of sequences of the whole call. Tiles of one head
+    are neighbours, so its keys and values stay in L2. The last tile comes first: in a frame-causal mask it has the most keys, and
+    the longest work should start earliest. Lengths on the device are clamped to the tensor.
     """
-    pid = tl.program_id(0)
-    tile = tiles - 1 - pid % tiles
-    return tile, (pid // tiles) % num_heads, pid // (tiles * num_heads)
+    num_tiles, num_heads, query_count, key_count, key_lengths_ptr, cu_seqlens_ptr, num_sequences = grid
+    if cu_seqlens_ptr is not None:
+        batch = 0
+        head, first, row, query_count, key_count = ragged_item(
+            item, cu_seqlens_ptr, num_sequences, num_heads, query_count, BLOCK
+        )
+    else:
+        batch = item // (num_tiles * num_heads)
+        head = (item // num_tiles) % num_heads
+        first = 0
+        row = (num_tiles - 1 - item % num_tiles) * BLOCK
+        if key_lengths_ptr is not None:
+            key_count = tl.minimum(tl.maximum(tl.load(key_lengths_ptr + batch), 0), key_count)
+    return batch, head, first, row, query_count, key_count
 
 
 @triton.jit
-def sequence_bounds(batch, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences):
-    """(batch index, first token, query count, key count) of a grid entry; values on the device are clamped to the tensors.
-
-    Ragged: batch counts sequences of one token axis. Entry num_sequences stands for the tokens after the last
-    sequence (there are some when cu_seqlens is padded for graph replay): they have no keys and get zeros.
-    """
-    first = 0
-    if cu_seqlens_ptr is not None:
-        first = tl.minimum(tl.maximum(tl.load(cu_seqlens_ptr + batch), 0), query_len)
-        end = query_len
-        if batch < num_sequences:
-            end = tl.minimum(tl.load(cu_seqlens_ptr + batch + 1), query_len)
-        query_len = tl.maximum(end - first, 0)
-        key_len = tl.where(batch < num_sequences, query_len, 0)
-        batch = 0
-    if key_lengths_ptr is not None:
-        key_len = tl.minimum(tl.maximum(tl.load(key_lengths_ptr + batch), 0), key_len)
-    return batch, first, query_len, key_len
+def rows_at(view, batch, head, token, UNIT: tl.constexpr):
+    """(pointer to the row of a token, stride of rows). view: pointer, and strides of batch, head and token in UNIT elements."""
+    return view[0] + (batch * view[1] + head * view[2] + token * view[3]) * UNIT, view[3] * UNIT
 
 
 @triton.jit

@@ -37,6 +37,9 @@ FULL = (
     (256, torch.bfloat16, "frame_causal", True, SHORT),
     (256, torch.bfloat16, "bool", True, TOKENS),
     (256, torch.float32, "frame_causal", True, TOKENS),
+    *((head_dim, torch.bfloat16, "ragged", True, TOKENS) for head_dim in (64, 80, 88, 104, 128, 256)),
+    *((head_dim, torch.bfloat16, "ragged", True, SHORT) for head_dim in (64, 128, 256)),
+    *((head_dim, torch.float32, "ragged", True, TOKENS) for head_dim in (64, 128, 256)),
 )
 
 

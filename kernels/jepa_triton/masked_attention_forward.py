@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .masked_attention_bounds import RUNTIME_INTEGERS, grid_entry, key_limit, load_bool_tile, sequence_bounds
+from .masked_attention_bounds import RUNTIME_INTEGERS, key_limit, load_bool_tile, rows_at, work_item
 from .segments import (
     dot_accumulate,
     dot_rows,
@@ -13,7 +13,6 @@ from .segments import (
     rotate_segments,
     scale_segments,
     store_segments,
-    store_zero_rows,
     zero_segments,
 )
 
@@ -93,6 +92,66 @@ def _attend_range(
     return accumulators, row_max, row_sum
 
 
+@triton.jit
+def _attend_queries(
+    item, grid, q_view, k_view, v_view, out_view, lse_view, mask_view, cos_view, sin_view,
+    tokens_per_frame, query_frame_offset, scale_log2,
+    HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """out and lse of one item: BLOCK_M queries of one head."""
+    batch, head, first, row, query_count, key_count = work_item(item, grid, BLOCK_M)
+    if row < query_count:
+        left = query_count - row
+        token = first + row
+        q_base, q_row = rows_at(q_view, batch, head, token, STRIDE_UNIT)
+        if CHANNEL_LOOP:
+            q = (q_base, q_row, left)
+        else:
+            q = load_segments(q_base, q_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+        if cos_view[0] is not None:
+            cos_base, cos_row = rows_at(cos_view, batch, head, token, STRIDE_UNIT)
+            sin_base, sin_row = rows_at(sin_view, batch, head, token, STRIDE_UNIT)
+            cos = load_segments(cos_base, cos_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+            sin = load_segments(sin_base, sin_row, left, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
+            q = rotate_segments(q, cos, sin)
+
+        k_base, k_row = rows_at(k_view, batch, head, first, STRIDE_UNIT)
+        v_base, v_row = rows_at(v_view, batch, head, first, STRIDE_UNIT)
+        mask_base = None
+        mask_row = 0
+        if mask_view[0] is not None:
+            mask_base, mask_row = rows_at(mask_view, batch, head, row, MASK_STRIDE_UNIT)
+        rows = tl.arange(0, BLOCK_M)  # [M]
+        limits = key_limit(row + rows, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
+        last = tl.minimum(row + BLOCK_M, query_count) - 1
+        end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+        unmasked_end = 0
+        accumulators = zero_segments(BLOCK_M, SEGMENTS)  # [M, D]
+        row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
+        if mask_view[0] is None:
+            unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
+            unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
+            accumulators, row_max, row_sum = _attend_range(
+                accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
+                None, 0, left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
+            )  # fmt: skip
+        accumulators, row_max, row_sum = _attend_range(
+            accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
+            mask_base, mask_row, left, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
+        )  # fmt: skip
+
+        # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.
+        inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)
+        lse = (row_max + tl.log2(row_sum)) * LN_2
+        lse_base, _ = rows_at(lse_view, batch, head, token, 1)
+        tl.store(lse_base + rows, lse, mask=rows < left)
+        out_base, out_row = rows_at(out_view, batch, head, token, STRIDE_UNIT)
+        store_segments(out_base, out_row, left, scale_segments(accumulators, inverse[:, None]), HEAD_DIM, SEGMENTS)
+
+
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, mask_ptr, key_lengths_ptr, cu_seqlens_ptr, cos_ptr, sin_ptr,
@@ -104,79 +163,33 @@ def forward_kernel(
     cos_stride_b: tl.int64, cos_stride_n: tl.int64, sin_stride_b: tl.int64, sin_stride_n: tl.int64,
     num_heads, query_len, key_len, num_tiles, num_sequences, tokens_per_frame, query_frame_offset, scale_log2,
     HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr, STRIDE_UNIT: tl.constexpr, MASK_STRIDE_UNIT: tl.constexpr,
-    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr,
+    FRAME_CAUSAL: tl.constexpr, CHANNEL_LOOP: tl.constexpr, NEGATIVE_SCALE: tl.constexpr, PERSISTENT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T) for one tile of BLOCK_M queries of one head.
+    """out = softmax(scale q k^T) v and lse = ln sum exp(scale q k^T), a tile of BLOCK_M queries of one head an item.
 
     k comes rotated already; q is rotated here, where each row is read once, unless CHANNEL_LOOP reads it again for each
     tile of keys: then it comes rotated and without tables. scale_log2 = |scale| log2(e).
     """
-    tile, head, entry = grid_entry(num_tiles, num_heads)
-    batch, first, query_count, key_count = sequence_bounds(
-        entry, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences
-    )
-    row = tile * BLOCK_M
-    if row >= query_count:
-        return
-    out_row = out_stride_n * STRIDE_UNIT
-    out_base = out_ptr + (batch * out_stride_b + head * out_stride_h + first * out_stride_n) * STRIDE_UNIT
-    lse_base = lse_ptr + (batch.to(tl.int64) * num_heads + head) * query_len + first
-    queries = row + tl.arange(0, BLOCK_M)  # [M]
-    if cu_seqlens_ptr is not None:
-        if entry == num_sequences:
-            step = num_tiles * BLOCK_M
-            store_zero_rows(out_base, out_row, row, query_count, step, BLOCK_M, HEAD_DIM, SEGMENTS)
-            for start in range(0, query_count - row, step):
-                tl.store(lse_base + start + queries, float("-inf"), mask=start + queries < query_count)
-            return
-
-    q_row = q_stride_n * STRIDE_UNIT
-    q_base = q_ptr + (batch * q_stride_b + head * q_stride_h + first * q_stride_n) * STRIDE_UNIT + row * q_row
-    if CHANNEL_LOOP:
-        q = (q_base, q_row, query_count - row)
+    q_view = (q_ptr, q_stride_b, q_stride_h, q_stride_n)
+    k_view = (k_ptr, k_stride_b, k_stride_h, k_stride_n)
+    v_view = (v_ptr, v_stride_b, v_stride_h, v_stride_n)
+    out_view = (out_ptr, out_stride_b, out_stride_h, out_stride_n)
+    lse_view = (lse_ptr, num_heads.to(tl.int64) * query_len, query_len.to(tl.int64), 1)
+    mask_view = (mask_ptr, mask_stride_b, mask_stride_h, mask_stride_q)
+    cos_view = (cos_ptr, cos_stride_b, 0, cos_stride_n)
+    sin_view = (sin_ptr, sin_stride_b, 0, sin_stride_n)
+    grid = (num_tiles, num_heads, query_len, key_len, key_lengths_ptr, cu_seqlens_ptr, num_sequences)
+    if PERSISTENT:
+        for item in tl.range(tl.program_id(0), num_tiles * num_heads, tl.num_programs(0), disable_licm=True):
+            _attend_queries(
+                item, grid, q_view, k_view, v_view, out_view, lse_view, mask_view, cos_view, sin_view,
+                tokens_per_frame, query_frame_offset, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+                FRAME_CAUSAL, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
     else:
-        q = load_segments(q_base, q_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-    if cos_ptr is not None:
-        cos_row = cos_stride_n * STRIDE_UNIT
-        sin_row = sin_stride_n * STRIDE_UNIT
-        cos_base = cos_ptr + (batch * cos_stride_b + first * cos_stride_n) * STRIDE_UNIT + row * cos_row
-        sin_base = sin_ptr + (batch * sin_stride_b + first * sin_stride_n) * STRIDE_UNIT + row * sin_row
-        cos = load_segments(cos_base, cos_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-        sin = load_segments(sin_base, sin_row, query_count - row, BLOCK_M, HEAD_DIM, SEGMENTS)  # [M, D]
-        q = rotate_segments(q, cos, sin)
-
-    k_row = k_stride_n * STRIDE_UNIT
-    v_row = v_stride_n * STRIDE_UNIT
-    k_base = k_ptr + (batch * k_stride_b + head * k_stride_h + first * k_stride_n) * STRIDE_UNIT
-    v_base = v_ptr + (batch * v_stride_b + head * v_stride_h + first * v_stride_n) * STRIDE_UNIT
-    mask_base = None
-    mask_row = 0
-    if mask_ptr is not None:
-        mask_row = mask_stride_q * MASK_STRIDE_UNIT
-        mask_base = mask_ptr + (batch * mask_stride_b + head * mask_stride_h) * MASK_STRIDE_UNIT + row * mask_row
-    limits = key_limit(queries, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [M]
-    last = tl.minimum(row + BLOCK_M, query_count) - 1
-    end = key_limit(last, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
-    unmasked_end = 0
-    accumulators = zero_segments(BLOCK_M, SEGMENTS)  # [M, D]
-    row_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    row_sum = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if mask_ptr is None:
-        unmasked_end = key_limit(row, key_count, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)
-        unmasked_end = unmasked_end // BLOCK_N * BLOCK_N
-        accumulators, row_max, row_sum = _attend_range(
-            accumulators, row_max, row_sum, q, limits, 0, unmasked_end, k_base, k_row, v_base, v_row,
-            None, 0, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, False,
+        _attend_queries(
+            tl.program_id(0), grid, q_view, k_view, v_view, out_view, lse_view, mask_view, cos_view, sin_view,
+            tokens_per_frame, query_frame_offset, scale_log2, HEAD_DIM, SEGMENTS, STRIDE_UNIT, MASK_STRIDE_UNIT,
+            FRAME_CAUSAL, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_M, BLOCK_N,
         )  # fmt: skip
-    accumulators, row_max, row_sum = _attend_range(
-        accumulators, row_max, row_sum, q, limits, unmasked_end, end, k_base, k_row, v_base, v_row,
-        mask_base, mask_row, query_count - row, scale_log2, HEAD_DIM, SEGMENTS, CHANNEL_LOOP, NEGATIVE_SCALE, BLOCK_N, True,
-    )  # fmt: skip
-
-    # No visible key: the sum is 0, the output 0 and lse = -inf + log2(0) = -inf.
-    inverse = tl.where(row_sum == 0.0, 0.0, 1.0 / row_sum)
-    lse = (row_max + tl.log2(row_sum)) * LN_2
-    tl.store(lse_base + queries, lse, mask=queries < query_count)
-    out = scale_segments(accumulators, inverse[:, None])
-    store_segments(out_base + row * out_row, out_row, query_count - row, out, HEAD_DIM, SEGMENTS)

@@ -8,13 +8,17 @@ import torch
 
 
 class Tile(NamedTuple):
-    """block_m queries by block_n keys a step, warps a block, stages of the load pipeline, bound of registers a thread."""
+    """block_m queries by block_n keys a step, warps a block, stages of the load pipeline, bound of registers a thread.
+
+    resident: programs a multiprocessor that share the items of a ragged batch; 0: one program an item, as the hardware schedules.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     max_registers: int | None = None
+    resident: int = 0
 
     def constants(self) -> dict[str, int]:
         return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}

@@ -109,17 +109,6 @@ def zero_segments(ROWS: tl.constexpr, SEGMENTS: tl.constexpr):
 
 
 @triton.jit
-def store_zero_rows(
-    base, row_stride, first, end, step, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr, SEGMENTS: tl.constexpr
-):
-    """Zeros into rows first, first + step, ... of tiles of ROWS rows, up to end."""
-    for row in range(first, end, step):
-        store_segments(
-            base + row * row_stride, row_stride, end - row, zero_segments(ROWS, SEGMENTS), HEAD_DIM, SEGMENTS
-        )
-
-
-@triton.jit
 def scale_segments(tiles, factor):
     """Every tile times factor, a scalar or [ROWS, 1]."""
     scaled = ()

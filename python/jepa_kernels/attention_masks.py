@@ -87,7 +87,8 @@ class Ragged:
 
     `cu_seqlens` is int32 (S + 1,): sequence s holds tokens cu_seqlens[s] up to cu_seqlens[s + 1]; it starts at 0,
     ascends (an empty sequence repeats a value) and ends at the token count. `max_seqlen` is the longest length, or
-    any upper bound of it; it sizes the launch on a GPU, so no value has to be read back from the device.
+    any upper bound of it; launches on a GPU are sized by it, or by the token count, so no value has to be read back from the
+    device.
 
     Raises: TypeError for a tensor of another type or dtype, ValueError for another shape or a negative max_seqlen.
     The values are checked where the operator runs: always on a CPU, on a GPU with JEPA_KERNELS_CHECK=1.

@@ -1,5 +1,7 @@
 """Every Triton kernel compiles for every supported GPU, without spills, within shared memory, with tensor cores where meant."""
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("triton")
@@ -38,6 +40,39 @@ def test_compiles_without_spills(case, architecture):
 @pytest.mark.parametrize("case, architecture", _parameters(False, ARCHITECTURES))
 def test_every_case_compiles_without_spills(case, architecture):
     _check(case, architecture)
+
+
+def _persistent(quick: bool, architectures):
+    """The ragged attention kernels in the form that a table of tiles may choose: programs that share the items."""
+    ragged = [case for case in cases("masked_attention") if "-ragged-" in case.name and "rotate" not in case.name]
+    chosen = [case for case in ragged if case.constants["HEAD_DIM"] == 64 and case.expects_mma] if quick else ragged
+    return [
+        pytest.param(replace(case, constants={**case.constants, "PERSISTENT": True}), arch, id=f"{case.name}-sm_{arch}")
+        for case in chosen
+        for arch in architectures
+    ]
+
+
+@pytest.mark.parametrize("case, architecture", _persistent(True, [90]))
+def test_persistent_programs_compile_without_spills(case, architecture):
+    _check(case, architecture)
+
+
+@pytest.mark.aot_full
+@pytest.mark.parametrize("case, architecture", _persistent(False, ARCHITECTURES))
+def test_every_persistent_case_compiles_without_spills(case, architecture):
+    _check(case, architecture)
+
+
+def _copies(case, architecture: int) -> int:
+    """Loads that the pipeline starts ahead of the step that uses them."""
+    return compile_case(case, architecture).asm["ttgir"].count("ttg.async_copy_global_to_local")
+
+
+@pytest.mark.parametrize("case, architecture", _persistent(True, [90]))
+def test_persistent_programs_keep_the_pipeline_of_the_key_loop(case, architecture):
+    alone = replace(case, constants={**case.constants, "PERSISTENT": False})
+    assert _copies(case, architecture) == _copies(alone, architecture) > 0
 
 
 def _uses_wgmma(case) -> bool:

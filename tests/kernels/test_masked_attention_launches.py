@@ -5,7 +5,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from jepa_kernels.kernels.launch import stride_unit
+from jepa_kernels.kernels import masked_attention
+from jepa_kernels.kernels.launch import ASSUMED_MULTIPROCESSORS, stride_unit
 from jepa_kernels.kernels.masked_attention import Extras, backward_launches, forward, forward_launches
 from jepa_kernels.kernels.segments import head_dim_segments
 
@@ -49,6 +50,35 @@ def test_lengths_and_strides_never_compile_another_kernel():
                 assert first.arguments[parameter.name] == second.arguments[parameter.name], parameter.name
             elif isinstance(first.arguments[parameter.name], int):
                 assert parameter.do_not_specialize, f"{first.kernel.__name__}: {parameter.name}"
+
+
+def ragged_launches(tokens=1806, sequences=24, max_seqlen=0):
+    """Forward, dQ, and dK and dV of 3 heads in bfloat16."""
+    q, k, v, out = torch.empty(4, 1, 3, tokens, 64, dtype=torch.bfloat16, device="meta")
+    extras = Extras(
+        scale=0.125, cu_seqlens=torch.empty(sequences + 1, dtype=torch.int32, device="meta"), max_seqlen=max_seqlen
+    )
+    lse = torch.empty(1, 3, tokens, device="meta")
+    return forward_launches(q, k, v, out, lse, extras) + backward_launches(out, q, k, v, out, lse, q, k, v, extras)
+
+
+@pytest.mark.parametrize("max_seqlen", [0, 65, 1806, 10**6])
+def test_ragged_programs_are_counted_from_tokens_and_sequences_alone(max_seqlen):
+    for launch, rows in zip(ragged_launches(max_seqlen=max_seqlen), ("BLOCK_M", "BLOCK_M", "BLOCK_N"), strict=True):
+        assert launch.grid == 3 * (1806 // launch.arguments[rows] + 24 + 1) == 3 * launch.arguments["num_tiles"]
+        assert not launch.arguments["PERSISTENT"]
+
+
+def test_a_table_of_tiles_makes_ragged_launches_persistent(monkeypatch):
+    """As many programs as the GPU holds, never more than items; other masks keep a program a tile."""
+    for name, resident in (("forward_tile", 1), ("query_gradient_tile", 2), ("key_gradient_tile", 1000)):
+        chosen = getattr(masked_attention, name)
+        monkeypatch.setattr(masked_attention, name, lambda *x, f=chosen, r=resident: f(*x)._replace(resident=r))
+    found = ragged_launches(tokens=20_000)
+    items = [3 * launch.arguments["num_tiles"] for launch in found]
+    assert [launch.grid for launch in found] == [ASSUMED_MULTIPROCESSORS, 2 * ASSUMED_MULTIPROCESSORS, items[2]]
+    assert all(launch.arguments["PERSISTENT"] for launch in found)
+    assert not any(launch.arguments.get("PERSISTENT") for launch in launches(70))
 
 
 def test_stride_unit_divides_every_stride_of_a_real_axis():

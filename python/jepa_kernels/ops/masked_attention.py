@@ -185,10 +185,6 @@ def _run_forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extr
         out.zero_()
         lse.fill_(float("-inf"))
         return
-    if extras.cu_seqlens is not None and q.device.type != "cpu":
-        # Lengths on a GPU are not looked at: rows of a sequence beyond max_seqlen come out as NaN, since nothing writes them.
-        out.fill_(float("nan"))
-        lse.fill_(float("nan"))
     implementation.functions["forward"](*map(_unit_stride, (q, k, v)), out, lse, extras)
 
 
@@ -207,9 +203,6 @@ def _run_backward(
         for gradient in gradients:
             gradient.zero_()
         return
-    if extras.cu_seqlens is not None and q.device.type != "cpu":
-        for gradient in gradients:
-            gradient.zero_()
     read = map(_unit_stride, (dout, q, k, v, out))
     implementation.functions["backward"](*read, lse, *gradients, extras)
 

@@ -46,6 +46,10 @@ def why_no_gradient(*inputs: Tensor) -> str | None:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Any) -> None:
+    if extras.cu_seqlens is not None:
+        # Lengths on a GPU are not looked at: rows of a sequence beyond max_seqlen come out as NaN, since no block writes them.
+        out.fill_(float("nan"))
+        lse.fill_(float("nan"))
     # Named, so that copies live until the launch.
     q, k, v = (_readable(x) for x in (q, k, v))
     masks = [_contiguous(x) for x in (extras.key_lengths, extras.cu_seqlens)]

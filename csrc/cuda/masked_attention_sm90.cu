@@ -53,20 +53,10 @@ void launch(const MaskedAttentionCall& call, cudaStream_t stream) {
   check_attention(cudaGetLastError(), "launch failed");
 }
 
-void check_capability() {
-  int device = 0, major = 0, minor = 0;
-  check_attention(cudaGetDevice(&device), "device");
-  check_attention(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
-  check_attention(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
-  if (major != 9 || minor != 0)
-    fail("masked_attention: the warpgroup kernel needs compute capability 9.0, this device has " + std::to_string(major) + "." +
-         std::to_string(minor));
-}
-
 }  // namespace
 
 void masked_attention_warpgroup(const MaskedAttentionCall& call, cudaStream_t stream) {
-  check_capability();
+  check_compute_capability_90("masked_attention");
   with_head_dim_and_value(call, [&](auto head_dim, auto value) {
     using Shapes = WarpgroupShapes<decltype(head_dim)::kValue>;
     if (longest_sequence(call) <= Shapes::kSmallUpTo)

@@ -25,20 +25,10 @@ CUtensorMap weight_map(const PatchEmbedCall& call) {
                        {call.weight_dtype, call.weight, {stride, width}, {2 * stride}, {kStep, kColumns}, CU_TENSOR_MAP_SWIZZLE_128B});
 }
 
-void check_capability() {
-  int device = 0, major = 0, minor = 0;
-  check_cuda(cudaGetDevice(&device), "device");
-  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device");
-  check_cuda(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "device");
-  if (major != 9 || minor != 0)
-    fail("patch_embed: the warpgroup kernel needs compute capability 9.0, this device has " + std::to_string(major) + "." +
-         std::to_string(minor));
-}
-
 }  // namespace
 
 void patch_embed_warpgroup(const PatchEmbedCall& call, bool adjacent, cudaStream_t stream) {
-  check_capability();
+  check_compute_capability_90("patch_embed");
   const CUtensorMap map = weight_map(call);
   const int64_t tiles_across = (call.width + kColumns - 1) / kColumns;
   const int64_t tiles = (call.num_rows + kRows - 1) / kRows * tiles_across;

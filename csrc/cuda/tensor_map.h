@@ -14,6 +14,20 @@
 
 namespace jepa {
 
+// The kernels that use tensor maps are compiled for compute capability 9.0 alone. `operation` begins the errors.
+inline void check_compute_capability_90(const std::string& operation) {
+  const auto check = [&](cudaError_t error) {
+    if (error != cudaSuccess) throw std::runtime_error(operation + ": device: " + cudaGetErrorString(error));
+  };
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  if (major != 9 || minor != 0)
+    fail(operation + ": the warpgroup kernel needs compute capability 9.0, this device has " + std::to_string(major) + "." +
+         std::to_string(minor));
+}
+
 // A tensor of 16-bit values and the box that one copy takes of it, dimensions innermost first.
 template <int kRank>
 struct TiledTensor {

@@ -241,29 +241,34 @@ struct WarpgroupAttention {
       ring.give_back(entry++, rows.lane);
       weigh(0);
       keep_weights();
+      uint32_t next = ring.take(entry);
       // The scores of a tile and the sums of the one before are multiplied together, and its softmax runs beside the latter.
       for (int index = 1; index < own; ++index, entry += 2) {
-        const uint32_t keys = ring.take(entry);
-          multiply_keys(scores, queries, keys);
+        multiply_keys(scores, queries, next);
         multiply_values(sums, weights, ring.take(entry + 1));
         Machine::template wait_for_products<1>();
         Machine::template hold<kKeyColumns>(scores[0]);
         ring.give_back(entry, rows.lane);
         const bool rises = weigh(index);
+        // Taken here and not at the next turn's start: in straight code the assembler moves the wait for the sums ahead of the whole
+        // softmax, but it leaves nearly all of that ahead of a loop, which this is until the slot is full.
+        next = ring.take(entry + 2);
         Machine::template wait_for_products<0>();
         Machine::template hold<Shape::kSumTiles>(sums[0]);
         ring.give_back(entry + 1, rows.lane);
         if (rises) rows.shrink(sums, decay);
         keep_weights();
       }
-      if (own < tiles) pass(entry++);  // keys that come before the last values
-      const uint32_t values = ring.take(entry);
+      if (own < tiles) {  // keys that come before the last values
+        ring.give_back(entry++, rows.lane);
+        next = ring.take(entry);
+      }
       if (own == tiles && tiles * Shape::kKeys > end) {
         // One warpgroup clears for all: that of the block's last query, which sees the last key.
         if (rows.range.row + Shape::kRows >= behind) clear_values(entry, end - (tiles - 1) * Shape::kKeys);
         Machine::wait(ring.cleared, 0);
       }
-      multiply_values(sums, weights, values);
+      multiply_values(sums, weights, next);
       Machine::template wait_for_products<0>();
       Machine::template hold<Shape::kSumTiles>(sums[0]);
       ring.give_back(entry++, rows.lane);

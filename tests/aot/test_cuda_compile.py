@@ -107,6 +107,10 @@ def test_attention_of_warpgroups_multiplies_without_padding_but_88(tmp_path):
         wanted = ("UTMALDG.4D", "SYNCS", "USETMAXREG", "LDSM.16.M88.4", "MUFU.EX2")
         assert not [instruction for instruction in wanted if instruction not in code], name
         assert "HMMA" not in code, name
+        # A tile's softmax runs beside the product of the sums before: most of a thread's exponentials (two rows of a quarter
+        # of the keys) stand between the wait for its scores and the wait for those sums.
+        beside = code.partition("WARPGROUP.DEPBAR.LE gsb0, 0x1 ")[2].partition("WARPGROUP.DEPBAR.LE gsb0, 0x0 ")[0]
+        assert beside.count("MUFU.EX2") >= 3 * keys // 8, name
         columns = [int(n) for n in re.findall(r"HGMMA\.64x(\d+)x16\.F32", code)]
         width = 96 if head_dim == 88 else head_dim
         # Scores of the first tile and of a further one; sums of an earlier tile and of the last.

@@ -35,6 +35,8 @@ const std::vector<Case> kCases = {
     {"frames without keys", 1, 1, 140, 105, false, false, 0.2, 35, -2, {}, {}, 0},
     {"lengths", 3, 1, 67, 67, false, false, 0.2, 0, 0, {0, 41, 67}, {}, 0},
     {"ragged, rope", 1, 2, 290, 290, true, false, 0.2, 0, 0, {}, {0, 5, 5, 70, 71, 140}, 70},
+    {"lengths out of range", 2, 1, 67, 67, false, false, 0.2, 0, 0, {-5, 100}, {}, 0},
+    {"ragged out of range, rope", 1, 1, 70, 70, true, false, 0.2, 0, 0, {}, {-3, 40, 90}, 40},
     {"no sequence", 1, 2, 70, 70, false, false, 0.2, 0, 0, {}, {0, 0}, 0},
     {"steep", 1, 1, 40, 300, false, false, 3.0, 0, 0, {}, {}, 0},  // maxima that rise far, again and again
     {"scale zero", 1, 1, 5, 66, false, false, 0.0, 0, 0, {}, {}, 0},

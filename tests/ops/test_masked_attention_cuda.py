@@ -217,6 +217,21 @@ def test_gradients_equal_those_of_triton(path, name):
 
 
 @gpu
+@pytest.mark.parametrize("head_dim", cuda.HEAD_DIMS)
+def test_reads_strides_as_they_are(path, head_dim):
+    """Keys that all heads share (a stride of 0), values in wider rows, positions of every batch element."""
+    q, k, v = (torch.randn(2, 300, heads, head_dim + 8, device="cuda").bfloat16().transpose(1, 2) for heads in (3, 1, 3))
+    q, k, v = q[..., :head_dim].contiguous(), k[..., :head_dim].expand(2, 3, 300, head_dim), v[..., 8:]
+    rope = jk.Rope3D(torch.randint(0, 9, (2, 300, 3), device="cuda").float())
+    with jk.backend("cuda"):
+        ours = jk.masked_attention(q, k, v, rope=rope)
+        plain = jk.masked_attention(q, k, v)
+    exact, exact_plain = (jk.reference.masked_attention(q.double(), k.double(), v.double(), rope=r) for r in (rope, None))
+    torch.testing.assert_close(ours.double(), exact, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(plain.double(), exact_plain, rtol=2e-2, atol=2e-2)
+
+
+@gpu
 @pytest.mark.parametrize("scale", [0.0, -0.3])
 def test_any_scale(path, scale):
     inputs, _ = problem("short", torch.float16, 80)

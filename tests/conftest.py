@@ -39,6 +39,12 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """float32 is float32: by itself cuDNN multiplies in TF32, and the reference's convolution would be off by a thousandth."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def backend_parameters(*extra: str, without: Sequence[str] = ()) -> list:  # type: ignore[type-arg]
     """Parameters (device, backend): the CPU ones always, the GPU ones, but for `without`, under the mark `gpu`."""
     names = [name for name in (*GPU_BACKENDS, *extra) if name not in without]

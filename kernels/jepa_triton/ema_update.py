@@ -68,13 +68,15 @@ def _update_block(
         tl.store(shadow + offsets, value.to(shadow.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+# Another seed at every step: one that is 1, or a multiple of 16, or beyond 32 bits must not mean another kernel, which a CUDA
+# graph that is being captured could not load.
+@triton.jit(do_not_specialize=["seed"])
 def ema_update_kernel(
     table,
     chunks,
     weight,
     momentum,  # pointer to a momentum on the device, which then takes the place of weight; or None
-    seed,
+    seed: tl.int64,
     seed_pointer,  # pointer to a seed on the device, which then takes the place of seed; or None
     TARGET: tl.constexpr,
     ONLINE: tl.constexpr,

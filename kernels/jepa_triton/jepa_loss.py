@@ -80,7 +80,7 @@ def _difference(
     return tl.where(inside, z - x, 0.0), row, source
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # it changes with the masks
 def jepa_loss_forward_kernel(
     pred, target, rows, weights, norm_weight, norm_bias, partial, parameter, norm_eps, eps, count,
     pred_stride: tl.int64, target_stride: tl.int64, KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr,
@@ -113,7 +113,7 @@ def jepa_loss_forward_kernel(
     tl.store(partial + tl.program_id(0), tl.sum(tl.where(used, losses, 0.0), axis=0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])  # it changes with the masks
 def jepa_loss_backward_kernel(
     grad, grad_pred, pred, target, rows, weights, norm_weight, norm_bias, parameter, norm_eps, eps, scale, count,
     pred_stride: tl.int64, target_stride: tl.int64, KIND: tl.constexpr, AFFINE: tl.constexpr, NORMALIZE: tl.constexpr,

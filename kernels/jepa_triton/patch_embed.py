@@ -17,6 +17,9 @@ from ._common import TRITON_DTYPES
 # Rows of one split of the weight gradient. Fixed, so that the order of its sums depends on the shapes alone.
 SPLIT_ROWS = 4096
 REDUCE_BLOCK = 1024
+# Counts that change with the mask and the batch, and tell the compiler nothing: one that is 1 or a multiple of 16 must not mean
+# another kernel.
+ROW_COUNTS = ["num_rows", "patches", "splits"]
 
 
 @triton.jit
@@ -104,7 +107,7 @@ def embed_tile(
     tl.store(place + tl.arange(0, BR)[:, None] * width + d[None, :], total.to(OUT), mask=stored)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def forward_kernel(
     pixels, weight, bias, rows, pos_embed, mean, std, out,
     num_rows, patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
@@ -120,7 +123,7 @@ def forward_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def backward_weight_kernel(
     grad, pixels, rows, mean, std, partial,
     num_rows, patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,
@@ -157,7 +160,7 @@ def backward_weight_kernel(
     tl.store(partial + at, total, mask=in_width[:, None] & (k < K)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def reduce_kernel(partial, out, numel, splits, BLOCK: tl.constexpr):
     """out = sum of partial over its splits, first to last."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -183,7 +186,7 @@ def sum_rows_kernel(values, order, starts, out, width, BD: tl.constexpr):
     tl.store(out + segment * width + d, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ROW_COUNTS)
 def backward_pixels_kernel(
     grad, weight, std, grad_pixels,
     patches, tokens, width, grid_h, grid_w, stride_b, stride_c, stride_t, stride_h, stride_w,

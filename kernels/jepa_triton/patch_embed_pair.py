@@ -17,7 +17,7 @@ from .patch_embed import embed_tile, forward_tiles, geometry
 from .patch_embed import forward as embed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["kept_rows", "programs", "kept_programs", "patches"])
 def pair_kernel(
     pixels, weight, bias, pos_embed, out, kept_weight, kept_bias, kept_pos_embed, rows, kept_out, mean, std,
     kept_rows, programs, kept_programs, patches, tokens, width, kept_width,

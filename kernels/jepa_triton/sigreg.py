@@ -47,7 +47,9 @@ def _turn(cosine, sine, c1, s1):
 
 
 @triton.jit
-def sigreg_forward_kernel(projected, partial, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr):
+def sigreg_forward_kernel(
+    projected, partial, step, samples, slices: tl.int64, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
+):
     """partial[split, set, 2, MOVING, slice]: the sums at the points after the first, where all cosines are 1."""
     part = tl.program_id(1).to(tl.int64)
     set_ = tl.program_id(2).to(tl.int64)
@@ -74,13 +76,13 @@ def sigreg_forward_kernel(projected, partial, step, samples, slices, split, MOVI
         sines = new_sines
     to = partial + (part * tl.num_programs(2) + set_) * (2 * MOVING) * slices + slice_
     for j in tl.static_range(MOVING):
-        tl.store(to + j * slices.to(tl.int64), cosines[j], mask=inside)
-        tl.store(to + (MOVING + j) * slices.to(tl.int64), sines[j], mask=inside)
+        tl.store(to + j * slices, cosines[j], mask=inside)
+        tl.store(to + (MOVING + j) * slices, sines[j], mask=inside)
 
 
 @triton.jit
 def sigreg_backward_kernel(
-    grad_sums, projected, step, samples, slices, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
+    grad_sums, projected, step, samples, slices: tl.int64, split, MOVING: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Overwrites z by step * sum over j of j * (grad_sine[j] cos - grad_cosine[j] sin), by Horner's rule."""
     part = tl.program_id(1).to(tl.int64)
@@ -91,8 +93,8 @@ def sigreg_backward_kernel(
     reals = ()
     imaginaries = ()
     for j in tl.static_range(MOVING):
-        cosine_place = (j + 1) * slices.to(tl.int64)
-        sine_place = (MOVING + 2 + j) * slices.to(tl.int64)
+        cosine_place = (j + 1) * slices
+        sine_place = (MOVING + 2 + j) * slices
         reals = reals + (tl.load(gradients + sine_place, mask=inside, other=0.0) * (step * (j + 1)),)
         imaginaries = imaginaries + (tl.load(gradients + cosine_place, mask=inside, other=0.0) * (step * (j + 1)),)
     begin = part * split
@@ -144,7 +146,7 @@ def backward(grad_sums: torch.Tensor, projected: torch.Tensor, step: float) -> N
     )
 
 
-_SCALARS = {"step": "fp32", "samples": "i32", "slices": "i32", "split": "i32"}
+_SCALARS = {"step": "fp32", "samples": "i32", "slices": "i64", "split": "i32"}
 
 
 def aot_cases(quick: bool = False) -> list[AotCase]:

@@ -32,11 +32,6 @@ def place(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def _exact_convolutions(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 def problem(shape, patch, width, device="cpu", dtype=torch.float32):
     """uint8 pixels, weight, bias, pos_embed; outputs are of order one."""
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)

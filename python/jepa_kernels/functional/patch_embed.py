@@ -115,8 +115,8 @@ def prepare(
         "bias": bias,
         "rows": _rows(keep, pixels, tokens),
         "pos_embed": _positions(pos_embed, pixels, tokens, weight.shape[0]),
-        "mean": _channel_values("mean", mean, pixels, statistics),
-        "std": _channel_values("std", std, pixels, statistics),
+        "mean": channel_values("mean", mean, pixels, statistics),
+        "std": channel_values("std", std, pixels, statistics),
     }
 
 
@@ -194,7 +194,8 @@ def channel_numbers(name: str, values: Sequence[float], channels: int) -> tuple[
     return numbers
 
 
-def _channel_values(name: str, values: Channels, pixels: Tensor, dtype: torch.dtype) -> Tensor | None:
+def channel_values(name: str, values: Channels, pixels: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """`mean` or `std` as a tensor beside the pixels (B, C, ...), checked; numbers are copied to a GPU once."""
     if values is None:
         return None
     channels = pixels.shape[1]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..functional.jepa_loss import jepa_loss
+from ..functional.patch_embed import channel_values
 from ..masks import apply_masks
 from ..nn import Block, Linear, get_2d_sincos_pos_embed, get_3d_sincos_pos_embed
 from ..nn.block import LAYER_NORM_EPS
@@ -144,7 +145,9 @@ class MAE(Objective):
         values = exact(apply_masks(cells, hidden)).unflatten(-1, (-1, channels))  # bytes are gathered as bytes
         mean, std = encoder.patch_embed.mean, encoder.patch_embed.std
         if pixels.dtype == torch.uint8 and mean is not None and std is not None:
-            values = (values - values.new_tensor(mean)) / values.new_tensor(std)
+            # Kept on the device: a copy at every step would wait for it.
+            mean, std = (channel_values(name, of, pixels, values.dtype) for name, of in (("mean", mean), ("std", std)))
+            values = (values - mean) / std
         if self.normalize_patches:
             over = (-2,) if encoder.is_video else (-2, -1)
             centred = values - values.mean(dim=over, keepdim=True)

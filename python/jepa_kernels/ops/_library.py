@@ -31,7 +31,7 @@ def define(
     short = name.split("::")[-1]
 
     def run(*arguments: Any) -> Any:
-        with _without_autocast(), _on_device_of(arguments):
+        with _without_autocast(), on_device(_device_of(arguments)):
             return implementation(*arguments)
 
     _library.impl(short, run, "CompositeExplicitAutograd")
@@ -41,12 +41,15 @@ def define(
     return getattr(getattr(torch.ops, NAMESPACE), short)
 
 
-def _on_device_of(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """Makes the GPU of the leading tensor, or list of tensors, the current one; does nothing where it already is."""
+def on_device(device: torch.device | None) -> contextlib.AbstractContextManager[Any]:
+    """Makes a GPU the current one: kernels launch there, whatever GPU their tensors lie on. Does nothing for other devices."""
+    return torch.cuda.device(device) if device is not None and device.type == "cuda" else contextlib.nullcontext()
+
+
+def _device_of(arguments: tuple[Any, ...]) -> torch.device | None:
+    """That of the leading tensor, or list of tensors."""
     first = arguments[0][0] if isinstance(arguments[0], list) and arguments[0] else arguments[0]
-    if not isinstance(first, torch.Tensor) or first.device.type != "cuda":
-        return contextlib.nullcontext()
-    return torch.cuda.device(first.device)
+    return first.device if isinstance(first, torch.Tensor) else None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ._library import on_device
 from .adamw_ema import Scalars, Tensors, like
+from .plans import captured, upload
 
 # Elements that one program walks: 61,000 programs for a billion parameters.
 CHUNK = 16384
@@ -43,15 +45,17 @@ class DevicePlan:
         self._build(tensors)
 
     def _build(self, tensors: Tensors) -> None:
-        self._tensors = tensors
+        self._tensors = tensors._replace(grads=())  # kept, the first step's would stay beside those of every later one
         self._device = tensors.params[0].device
-        self._grads = like(tensors.params, tensors.grads)
+        self._grads: Sequence[Tensor] = like(tensors.params, tensors.grads)
+        self._grad_dtypes = [grad.dtype for grad in self._grads]
         columns = [[tensor.data_ptr() for tensor in column] for column in (tensors.params, *tensors[2:8])]
         sizes = [param.numel() for param in tensors.params]
         rows = list(zip(*columns, sizes, tensors.groups, strict=True))
         self._table = torch.tensor(rows, dtype=torch.int64, device=self._device).view(-1, ROW)
         self._addresses = [grad.data_ptr() for grad in self._grads]
         self._grad_table = torch.tensor(self._addresses, dtype=torch.int64, device=self._device)
+        self._captured = False  # whether a CUDA graph reads these tables
         self._coefficients = torch.empty(len(rows), 2, dtype=torch.float32, device=self._device)
         self._shared = torch.empty(3, dtype=torch.float32, device=self._device)
         self._launches = self._grouped(rows)
@@ -67,7 +71,7 @@ class DevicePlan:
                 for shadow in (tensors.param_shadows[place], tensors.target_shadows[place])
             ]
             aligned = all(address % 16 == 0 for address in (*row[:3], *row[4:7], self._addresses[place]))
-            key = (self._grads[place].dtype, row[4] != 0, *shadows, aligned)
+            key = (self._grad_dtypes[place], row[4] != 0, *shadows, aligned)
             groups.setdefault(key, []).extend((place, chunk) for chunk in range(-(-row[7] // CHUNK)))
         return [
             Launch(torch.tensor(chunks, dtype=torch.int32, device=self._device), *key)
@@ -88,8 +92,8 @@ class DevicePlan:
                 "adamw_ema: gradients moved inside a CUDA graph capture; capture the backward pass with the step"
             )
         same_kinds = all(
-            grad.dtype == old.dtype and (new % 16 == 0) == (address % 16 == 0)
-            for grad, old, new, address in zip(grads, self._grads, addresses, self._addresses, strict=True)
+            grad.dtype == dtype and (new % 16 == 0) == (address % 16 == 0)
+            for grad, dtype, new, address in zip(grads, self._grad_dtypes, addresses, self._addresses, strict=True)
         )
         if not same_kinds:
             self._build(self._tensors._replace(grads=grads))
@@ -97,10 +101,17 @@ class DevicePlan:
         self._grads = grads
         if addresses != self._addresses:
             self._addresses = addresses
-            self._grad_table.copy_(torch.tensor(addresses, dtype=torch.int64))
+            if self._captured:  # replays read the addresses of their own gradients
+                self._grad_table, self._captured = torch.empty_like(self._grad_table), False
+            upload(addresses, self._grad_table)
 
     def sum_of_squares(self) -> Tensor:
         """Of the gradients, in float64, on the device."""
+        with on_device(self._device):
+            self._sum_squares()
+        return self._partials.sum()
+
+    def _sum_squares(self) -> None:
         first = 0
         for launch in self._launches:
             partials = self._partials[first : first + launch.chunks.shape[0]]
@@ -128,14 +139,18 @@ class DevicePlan:
                     CHUNK,
                     self._stream(),
                 )
-        return self._partials.sum()
 
     def update(self, scalars: Scalars) -> None:
         """The step itself."""
-        if self._backend == "triton":
-            self._update_triton(scalars)
-        else:
-            self._update_cuda(scalars)
+        with on_device(self._device):
+            tables = (self._table, self._grad_table, self._launches, self._coefficients, self._shared, self._partials)
+            self._captured |= captured(tables, self._device)
+            if self._backend == "triton":
+                self._update_triton(scalars)
+            else:
+                self._update_cuda(scalars)
+        # Only addresses stay: gradients kept until the next step would lie beside those that its backward pass makes.
+        self._grads = ()
 
     def _update_triton(self, scalars: Scalars) -> None:
         from ..kernels import adamw_ema as kernel

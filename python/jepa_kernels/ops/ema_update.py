@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import _native, backends
 from ..reference import ema_update as reference
-from ._library import define
-from .plans import PlanCache, direct, prepared
+from ._library import define, on_device
+from .plans import PlanCache, captured, direct, prepared
 from .registry import Backend, Operator, register
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -163,22 +163,24 @@ def _plan_triton(
 ) -> Callable[..., None]:
     from ..kernels import ema_update as kernel
 
-    plans = device_plans(targets, online, shadows)
+    device, plans = targets[0].device, device_plans(targets, online, shadows)
 
     def run(momentum: float | Tensor, stochastic_rounding: bool, seed: int | Tensor) -> None:
-        for plan in plans:
-            kernel.launch(
-                plan.table,
-                plan.chunks,
-                momentum,
-                seed,
-                target_dtype=plan.target_dtype,
-                online_dtype=plan.online_dtype,
-                shadow_dtype=plan.shadow_dtype,
-                aligned=plan.aligned,
-                stochastic=stochastic_rounding and plan.target_dtype == torch.bfloat16,
-                chunk=GPU_CHUNK,
-            )
+        with on_device(device):  # a prepared call comes past the dispatcher, whose operators see to it
+            captured(plans, device)
+            for plan in plans:
+                kernel.launch(
+                    plan.table,
+                    plan.chunks,
+                    momentum,
+                    seed,
+                    target_dtype=plan.target_dtype,
+                    online_dtype=plan.online_dtype,
+                    shadow_dtype=plan.shadow_dtype,
+                    aligned=plan.aligned,
+                    stochastic=stochastic_rounding and plan.target_dtype == torch.bfloat16,
+                    chunk=GPU_CHUNK,
+                )
 
     return run
 
@@ -187,25 +189,28 @@ def _plan_cuda(targets: Sequence[Tensor], online: Sequence[Tensor], shadows: Seq
     device, plans = targets[0].device, device_plans(targets, online, shadows)
 
     def run(momentum: float | Tensor, stochastic_rounding: bool, seed: int | Tensor) -> None:
-        on_device = isinstance(momentum, Tensor), isinstance(seed, Tensor)
+        weight = 0.0 if isinstance(momentum, Tensor) else 1.0 - momentum
+        key = 0 if isinstance(seed, Tensor) else seed
         momentum_tensor = momentum.double() if isinstance(momentum, Tensor) else None
         seed_tensor = seed if isinstance(seed, Tensor) else None
-        for plan in plans:
-            _native.cuda().ema_update(
-                _native.view(plan.table),
-                _native.view(plan.chunks),
-                _native.DTYPE_CODES[plan.target_dtype],
-                _native.DTYPE_CODES[plan.online_dtype],
-                -1 if plan.shadow_dtype is None else _native.DTYPE_CODES[plan.shadow_dtype],
-                plan.aligned,
-                0.0 if on_device[0] else 1.0 - momentum,
-                _native.view(momentum_tensor),
-                stochastic_rounding,
-                0 if on_device[1] else seed,
-                _native.view(seed_tensor),
-                GPU_CHUNK,
-                torch.cuda.current_stream(device).cuda_stream,
-            )
+        with on_device(device):
+            captured(plans, device)
+            for plan in plans:
+                _native.cuda().ema_update(
+                    _native.view(plan.table),
+                    _native.view(plan.chunks),
+                    _native.DTYPE_CODES[plan.target_dtype],
+                    _native.DTYPE_CODES[plan.online_dtype],
+                    -1 if plan.shadow_dtype is None else _native.DTYPE_CODES[plan.shadow_dtype],
+                    plan.aligned,
+                    weight,
+                    _native.view(momentum_tensor),
+                    stochastic_rounding,
+                    key,
+                    _native.view(seed_tensor),
+                    GPU_CHUNK,
+                    torch.cuda.current_stream(device).cuda_stream,
+                )
 
     return run
 

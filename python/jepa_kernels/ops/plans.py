@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import _native, backends
 
 _KEPT = 16  # prepared calls of one operator
+_captured: dict[int, Any] = {}
 
 
 class _TensorWatch:
@@ -101,6 +102,22 @@ def needs_dispatcher(*arguments: Any) -> bool:
     if bystanders(*arguments):
         return True
     return torch.is_grad_enabled() and any(isinstance(each, Tensor) and each.requires_grad for each in arguments)
+
+
+def captured(tables: Any, device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on the current stream. It then holds the addresses of these tables, and nobody says
+    when its last replay will be: they are kept for good."""
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        return False
+    _captured[id(tables)] = tables
+    return True
+
+
+def upload(values: Sequence[int] | Sequence[float], destination: Tensor) -> None:
+    """Copies numbers into a tensor. On a GPU by way of pinned memory, which torch uses again only after the copy: from pageable
+    memory the host would wait until the device has done all that comes before."""
+    on_gpu = destination.is_cuda
+    destination.copy_(torch.tensor(values, dtype=destination.dtype, pin_memory=on_gpu), non_blocking=on_gpu)
 
 
 class PlanCache:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..ops.plans import upload
+
 
 class DeviceNumbers:
     """`set(values)` returns the tensor. A captured CUDA graph copies the tensors among the values at every replay;
@@ -34,7 +36,7 @@ class DeviceNumbers:
                     "AdamWEMA: a hyperparameter changed inside a CUDA graph capture; run a step before, or pass it "
                     "as a tensor"
                 )
-            self._tensor.copy_(torch.tensor(plain, dtype=torch.float64))
+            upload(plain, self._tensor)
             self._plain = plain
         for index, value in enumerate(values):
             if isinstance(value, Tensor):

@@ -42,6 +42,7 @@ PACKAGES = {
     "jepa_kernels.static": "python/jepa_kernels/static",
     "jepa_kernels.train": "python/jepa_kernels/train",
     "jepa_kernels.train.configs": "configs",
+    "jepa_kernels.tune": "python/jepa_kernels/tune",
     "jepa_kernels.kernels": "kernels/jepa_triton",
 }
 

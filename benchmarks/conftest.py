@@ -28,7 +28,7 @@ Made = tuple[Any, list[torch.Tensor], list[torch.Tensor]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("jepa-kernels")
-    group.addoption("--jepa-suite", choices=("quick", "full"), default="quick", help="sizes of the cases")
+    group.addoption("--jepa-suite", choices=("quick", "full", "gpu"), default="quick", help="sizes of the cases")
     group.addoption("--jepa-energy", choices=energy_run.MODES, default="auto", help="as `jepa-kernels bench run --energy`")
     group.addoption("--jepa-device", default="auto", help="auto, cpu, cuda or cuda:N")
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from .launch import Launch, multiprocessors, stride_arguments, stride_unit
 from .masked_attention_backward import key_gradient_kernel, query_gradient_kernel
 from .masked_attention_forward import forward_kernel
-from .masked_attention_tiles import Tile, forward_tile, key_gradient_tile, query_gradient_tile
+from .masked_attention_tiles import Tile
 from .ragged_items import ragged_slots
 from .rope import rotation
 from .segments import head_dim_segments
+from .tuned_tiles import choose
 
 LOG2_E = math.log2(math.e)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -116,7 +117,7 @@ def backward(
 def forward_launches(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: Extras) -> list[Launch]:
     """The kernel calls of `forward`; tensors may be on the meta device."""
     _check(lse, q=q, k=k, v=v, out=out)
-    batch, heads, query_len, head_dim = q.shape
+    batch, heads, query_len, _ = q.shape
     launches = []
     q_cos, q_sin = extras.q_cos, extras.q_sin
     if q_cos is not None and q_sin is not None and extras.k_cos is not None and extras.k_sin is not None:
@@ -127,7 +128,7 @@ def forward_launches(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, 
             launches.append(rotate_q)
             q_cos = q_sin = None
     longest = query_len if extras.cu_seqlens is None else extras.max_seqlen
-    tile = forward_tile(head_dim, q.dtype, longest, extras.bool_mask is not None)
+    tile = choose("forward", q, longest, extras.bool_mask is not None)
     unit = stride_unit(q, k, v, out, q_cos, q_sin)
     tiles = extras.tiles(query_len, tile.block_m)
     arguments = {
@@ -145,7 +146,7 @@ def backward_launches(
 ) -> list[Launch]:  # fmt: skip
     """The kernel calls of `backward`; tensors may be on the meta device."""
     _check(lse, dout=dout, q=q, k=k, v=v, out=out, dq=dq, dk=dk, dv=dv)
-    batch, heads, query_len, head_dim = q.shape
+    batch, heads, query_len, _ = q.shape
     launches = []
     if extras.q_cos is not None and extras.q_sin is not None and extras.k_cos is not None and extras.k_sin is not None:
         q, rotate_q = rotation(q, extras.q_cos, extras.q_sin)
@@ -160,7 +161,8 @@ def backward_launches(
         "scale": float(extras.scale), "scale_log2": extras.scale * LOG2_E,
     }  # fmt: skip
 
-    tile = query_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
+    longest = query_len if extras.cu_seqlens is None else extras.max_seqlen
+    tile = choose("query_gradient", q, longest, extras.bool_mask is not None)
     tiles = extras.tiles(query_len, tile.block_m)
     arguments = {
         **common, "out_ptr": out, "dq_ptr": dq, **_strides(unit, out=out, dq=dq),
@@ -168,7 +170,8 @@ def backward_launches(
     }  # fmt: skip
     launches.append(_launch(query_gradient_kernel, tiles * heads * batch, tile, arguments))
 
-    tile = key_gradient_tile(head_dim, q.dtype, extras.bool_mask is not None)
+    longest = k.shape[2] if extras.cu_seqlens is None else extras.max_seqlen
+    tile = choose("key_gradient", q, longest, extras.bool_mask is not None)
     tiles = extras.tiles(k.shape[2], tile.block_n)
     arguments = {
         **common, "dk_ptr": dk, "dv_ptr": dv, **_strides(unit, dk=dk, dv=dv),

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import torch
 
+from . import tuned_tiles
 from ._common import AotCase
+from .launch import Launch
 from .masked_attention import Extras, backward_launches, forward_launches
 
 HEADS, TOKENS = 16, 1024
@@ -46,16 +48,24 @@ FULL = (
 def aot_cases(quick: bool = False) -> list[AotCase]:
     """Cases of the ahead-of-time gate: forward, both backward kernels and the rotation of each configuration above, once each."""
     cases: dict[tuple[str, ...], AotCase] = {}
-    for head_dim, dtype, mask, rope, tokens in QUICK if quick else FULL:
+    for head_dim, dtype, mask, rope, tokens in (*(QUICK if quick else FULL), *tuned()):
         name = f"{head_dim}-{str(dtype).removeprefix('torch.')}-{mask}{'-rope' * rope}-{tokens}"
-        for case in _cases(head_dim, dtype, mask, rope, tokens):
+        for case in (launch.aot_case() for launch in launches(head_dim, dtype, mask, rope, tokens)):
             distinct = (case.kernel.__name__, str(case.signature), str(case.constants))
             matrix = dtype != torch.float32 and "rotate" not in case.name
             cases.setdefault(distinct, replace(case, name=f"masked_attention-{case.name}-{name}", expects_mma=matrix))
     return list(cases.values())
 
 
-def _cases(head_dim: int, dtype: torch.dtype, mask: str, rope: bool, tokens: int) -> list[AotCase]:
+def tuned() -> list[tuple[int, torch.dtype, str, bool, int]]:
+    """What the table of the architecture that is compiled for (`tuned_tiles.compiling_for`) has entries for, as above."""
+    keys = sorted({name for _, name in tuned_tiles.entries()})
+    pairs = (name.split("-") for name in keys)
+    return [(int(limit), torch.bfloat16, "frame_causal", True, SHORT if rows == "short" else TOKENS) for limit, rows in pairs]
+
+
+def launches(head_dim: int, dtype: torch.dtype, mask: str, rope: bool, tokens: int) -> list[Launch]:
+    """The launches of forward and backward at one configuration, on meta tensors."""
     batch = 1 if mask == "ragged" else 2
     meta = torch.device("meta")
     q, k, v = torch.empty(batch, tokens, 3, HEADS, head_dim, dtype=dtype, device=meta).permute(2, 0, 3, 1, 4)
@@ -76,6 +86,5 @@ def _cases(head_dim: int, dtype: torch.dtype, mask: str, rope: bool, tokens: int
             if rope
         },
     )
-    launches = forward_launches(q, k, v, out, lse, extras)
-    launches += backward_launches(torch.empty_like(out), q, k, v, out, lse, dq, dk, dv, extras)
-    return [launch.aot_case() for launch in launches]
+    found = forward_launches(q, k, v, out, lse, extras)
+    return found + backward_launches(torch.empty_like(out), q, k, v, out, lse, dq, dk, dv, extras)

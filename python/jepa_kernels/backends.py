@@ -86,9 +86,21 @@ def reentered(name: str | None) -> contextlib.AbstractContextManager[None]:
 
 @functools.cache
 def tuned_table(architecture: str) -> dict[str, Any]:
-    """The tuned table of a GPU architecture; empty where the package ships none."""
+    """The tuned table of a GPU architecture; empty where the package ships none.
+
+    Raises:
+        ValueError: the file is no JSON object; the message names it.
+    """
     path = resources.files("jepa_kernels.kernels") / "configs" / f"{architecture}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return found
 
 
 def automatic_order(operator_name: str, device: torch.device) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from .bench import commands as bench_commands
 from .static import command as static_command
 from .train import command as train_command
+from .tune import command as tune_command
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(handler=_gpu_check)
     _add_doctor(commands)
     static_command.add(commands)
+    tune_command.add(commands)
     _add_patch_report(commands)
     train_command.add(commands)
     _add_plan(commands)
@@ -167,10 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .data.errors import DataError
     from .static.errors import StaticError
     from .train.errors import TrainError
+    from .tune.errors import TuneError
 
     try:
         return int(options.handler(options))
-    except (BenchInputError, DataError, StaticError, TrainError) as error:
+    except (BenchInputError, DataError, StaticError, TrainError, TuneError) as error:
         print(f"jepa-kernels: error: {error}", file=sys.stderr)
         return getattr(error, "exit_code", USAGE)
     except KeyboardInterrupt:

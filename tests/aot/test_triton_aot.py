@@ -15,7 +15,7 @@ QUICK_ARCHITECTURES = (90, 120)  # wgmma; and the least shared memory with the o
 
 def _parameters(quick: bool, architectures, operator=None):
     return [
-        pytest.param(case, arch, id=f"{case.name}-sm_{arch}") for case in cases(operator, quick) for arch in architectures
+        pytest.param(case, arch, id=f"{case.name}-sm_{arch}") for arch in architectures for case in cases(operator, quick, arch)
     ]
 
 

@@ -101,7 +101,7 @@ def test_every_case_has_a_name_of_its_own_and_knows_its_peer() -> None:
     assert len({c.id for c in listed}) == len(listed)
     for case in listed:
         assert case.peer in {p.name for p in case.providers(CPU)}
-        assert case.tags <= {"quick", "full"} and case.tags
+        assert case.tags <= {"quick", "full", "gpu"} and case.tags
 
 
 def test_quick_suite_covers_every_operator() -> None:

@@ -21,13 +21,13 @@ from .toys import CEILINGS
 OWN = HERE / "crashing_cases.py"
 
 
-def measured() -> list[dict[str, object]]:
+def measured(worker: isolate.Worker | None = None) -> list[dict[str, object]]:
     """The records of the crashing case."""
     suite = replace(QUICK, own=str(OWN), cases=(), profile=False, isolate=True)
     setting = Setting(0, torch.device("cpu"), lambda: Clip(torch.zeros(2, 4, 4, 3, dtype=torch.uint8), "toy"))
     session = runner.Session(suite, setting, CEILINGS)
     (case,) = suite.chosen()
-    return isolate.run_case(case, session, 1, None)
+    return isolate.run_case(case, session, 1, None, worker)
 
 
 def test_provider_that_crashes_in_its_first_call_is_left_out_and_the_others_measured(monkeypatch: pytest.MonkeyPatch) -> None:

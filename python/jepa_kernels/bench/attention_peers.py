@@ -1,8 +1,8 @@
-"""PyTorch's other attentions as providers: each backend of SDPA by itself, and FlexAttention."""
+"""PyTorch's other attentions as providers: each backend of SDPA by itself, FlexAttention, and attention of unequal lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from ..backends import BackendError
+from ..reference.masked_attention import rotate
 
 if TYPE_CHECKING:
     from .cases.base import Provider
@@ -55,6 +56,43 @@ def frame_causal_blocks(tokens: int, tokens_per_frame: int, device: torch.device
         return key // tokens_per_frame <= query // tokens_per_frame
 
     return create_block_mask(visible, None, None, tokens, tokens, device=str(device))
+
+
+def document_blocks(lengths: Sequence[int], device: torch.device) -> BlockMask:
+    """The rule of `jk.Ragged` as FlexAttention takes it: tokens of one sequence see each other."""
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+
+    def visible(_b: Tensor, _h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return document[query] == document[key]
+
+    return create_block_mask(visible, None, None, len(document), len(document), device=str(device))
+
+
+def varlen_attention() -> Callable[..., Any] | None:
+    """PyTorch's attention over sequences of unequal lengths, or None where this version has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return cast("Callable[..., Any]", varlen_attn)
+
+
+def varlen_runs(device: torch.device) -> str | None:
+    """Why `varlen_attn` is not measured here, or None."""
+    if varlen_attention() is None:
+        return f"torch {torch.__version__} has no torch.nn.attention.varlen"
+    return None if device.type == "cuda" else "varlen_attn has kernels for GPUs alone"
+
+
+@lru_cache
+def compiled_rotation() -> Callable[..., Any]:
+    """RoPE of q and k from tables of cosines and sines, fused by the compiler."""
+    return torch.compile(rotate_both, dynamic=False)
+
+
+def rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q and k (B, H, N, D), rotated by one pair of tables."""
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 @lru_cache

@@ -28,7 +28,10 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Check:
-    """Outcome for one provider. Errors are the worst over its outputs, relative to the largest reference value."""
+    """Outcome for one provider. Errors are the worst over its outputs, relative to the largest reference value.
+
+    repeatable: whether a second call gave the same bits; None where none was made.
+    """
 
     passed: bool
     max_error: float | None
@@ -36,6 +39,7 @@ class Check:
     allowed_max: float | None
     allowed_rms: float | None
     message: str | None = None
+    repeatable: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -88,6 +92,18 @@ def _errors(value: Tensor, want: Tensor, scale: float) -> tuple[float, float]:
         return 0.0, 0.0
     difference = value.detach().to(torch.float64) - want
     return float(difference.abs().max()) / scale, float(difference.square().mean().sqrt()) / scale
+
+
+def same_bits(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    """Whether two results are bitwise equal."""
+    pairs = zip(first, second, strict=True)
+    return all(a.shape == b.shape and torch.equal(_bits(a), _bits(b)) for a, b in pairs)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Integers of the same size, in which every NaN equals itself and zeros have their signs."""
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return x.detach().contiguous().view(whole[x.element_size()])
 
 
 def _failed(message: str) -> Check:

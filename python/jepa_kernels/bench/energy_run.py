@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import energy, telemetry
+from . import energy, globs, telemetry
 from .clocks import DeviceGraphClock
 from .errors import BenchInputError
 from .statistics import paired_ratio
@@ -62,13 +62,16 @@ def describe(meters: energy.Meters) -> dict[str, Any]:
 
 
 def lacking(records: Sequence[Record], suite: Suite) -> bool:
-    """Whether energy is required and a provider that was timed has none."""
-    timed = [record for record in records if record["stats"] is not None]
+    """Whether energy is required and a provider that was timed has none, of the cases that get windows."""
+    chosen = [record for record in records if globs.matches(record["case_id"], suite.energy_cases)]
+    timed = [record for record in chosen if record["stats"] is not None]
     return suite.energy == "require" and any(record["energy"]["joules_per_call"] is None for record in timed)
 
 
-def wanted(session: Session) -> bool:
-    return session.suite.energy != "off" and session.meters.main is not None
+def wanted(session: Session, case: Case) -> bool:
+    """Whether this case gets energy windows."""
+    chosen = globs.matches(case.id, session.suite.energy_cases)
+    return chosen and session.suite.energy != "off" and session.meters.main is not None
 
 
 def timeline(session: Session) -> telemetry.Timeline:
@@ -95,7 +98,7 @@ def measure_cells(
     if not timed:
         return
     try:
-        _check(session)
+        _check(session, case)
         measured = energy.measure(
             list(subjects.values()),
             session.meters,
@@ -121,9 +124,11 @@ def measure_cells(
         cell.machine_flags, cell.machine_notes = telemetry.flags(line, name, case.peer)
 
 
-def _check(session: Session) -> None:
+def _check(session: Session, case: Case) -> None:
     if session.stop():
         raise energy.Unavailable("interrupted")
+    if not globs.matches(case.id, session.suite.energy_cases):
+        raise energy.Unavailable("the suite measures no energy of this case")
     if session.meters.main is None:
         raise energy.Unavailable(session.meters.reason or "there is no meter")
 

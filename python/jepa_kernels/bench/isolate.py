@@ -1,10 +1,12 @@
-"""`bench run --isolate`: each case in a process of its own, so that one that crashes or hangs costs no other.
+"""Cases in other processes, so that one that crashes, hangs or breaks the device costs no other.
 
-A provider that brings the process down in its first call is left out, and the case is measured again without it.
+`bench run --isolate`: each case in a process of its own. A suite with `restart`: all in one process, until it ends and the next
+case gets another. A provider that brings the process down is left out, and the case is measured again without it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -26,10 +28,13 @@ from .globs import LEAVE_OUT
 from .interrupt import StopFlag
 from .store import Record, to_json, write_atomic
 from .suite import from_record
-from .video import load_clip
+from .video import Clip, load_clip
 
 REQUEST, RECORDS, CHECKING, LOG = "request.json", "records.json", "checking", "log"
-LIMIT_S = 900.0  # of one case, beyond its budget: compiling a whole step takes minutes
+BROKEN = 86  # exit code of a process that left because its device no longer works
+POLL_S = 0.02
+SERVE = "--serve"
+COMMAND = (sys.executable, "-m", "jepa_kernels.bench.isolate")
 LOG_END = 300  # characters of what a dead process wrote that its record quotes
 
 
@@ -43,11 +48,72 @@ class _End:
     checking: str | None = None
 
 
-def run_case(case: Case, session: runner.Session, remaining: int, video: Path | None) -> list[Record]:
-    """As `runner.run_case`, in a process of its own; providers that end it are told as failed or timed out."""
+class Worker:
+    """A process that measures one case after another; where one ends it, the next is begun in another."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # it leaves at the end of its requests
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        self._process = None
+
+    def measure(self, request: Path, limit_s: float) -> int:
+        """0 once the records of the request are there, or the exit code of the process that did not get there.
+
+        Raises `subprocess.TimeoutExpired` after `limit_s`, when the process was ended.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self._begin()
+        process = self._process
+        assert process is not None and process.stdin is not None
+        end = time.monotonic() + limit_s
+        try:
+            process.stdin.write(f"{request}\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return process.wait()
+        while not request.with_name(RECORDS).is_file():
+            if process.poll() is not None:
+                return process.returncode or BROKEN
+            if time.monotonic() >= end:
+                self._kill()
+                raise subprocess.TimeoutExpired(COMMAND, limit_s)
+            time.sleep(POLL_S)
+        return 0
+
+    def said(self) -> str:
+        """What the process has printed."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def _begin(self) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - as long as the process
+        command = [*COMMAND, SERVE]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, text=True)
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+
+def run_case(
+    case: Case, session: runner.Session, remaining: int, video: Path | None, worker: Worker | None = None
+) -> list[Record]:
+    """As `runner.run_case`, in the worker or in a process of its own; providers that end it are told as failed or timed out."""
     lost: dict[str, tuple[str, str]] = {}
     while True:
-        end = _in_process(case, session, remaining, video, list(lost))
+        end = _in_process(case, session, remaining, video, list(lost), worker)
         if end.records is not None:
             measured = {record["provider"]: record for record in end.records}
             break
@@ -61,28 +127,40 @@ def run_case(case: Case, session: runner.Session, remaining: int, video: Path | 
     return [measured[p.name] for p in case.providers(session.device) if p.name in measured]
 
 
-def _in_process(case: Case, session: runner.Session, remaining: int, video: Path | None, lost: list[str]) -> _End:
+def _in_process(
+    case: Case, session: runner.Session, remaining: int, video: Path | None, lost: list[str], worker: Worker | None
+) -> _End:
     suite = replace(session.suite, providers=(*session.suite.providers, *(LEAVE_OUT + name for name in lost)))
     left_s = None if session.deadline is None else session.deadline - time.perf_counter()
     request = {
         "case": case.id, "suite": asdict(suite), "device": str(session.device), "video": str(video or ""),
         "ceilings": session.ceilings.as_dict(), "left_s": left_s, "remaining": remaining,
     }  # fmt: skip
-    limit_s = LIMIT_S + suite.case_budget_s
+    limit_s = suite.case_limit_s + suite.case_budget_s
     with tempfile.TemporaryDirectory(prefix="jepa-kernels-case-") as name:
         folder = Path(name)
         path = write_atomic(folder / REQUEST, to_json(request))
-        command = [sys.executable, "-m", "jepa_kernels.bench.isolate", str(path)]
-        with open(folder / LOG, "w", encoding="utf-8") as log:
-            try:
-                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit_s).returncode
-            except subprocess.TimeoutExpired:
-                return _End(None, "timeout", f"its process was stopped after {limit_s:.0f} s", _checking(folder))
+        try:
+            code, said = (_in_own if worker is None else functools.partial(_in_worker, worker))(path, limit_s)
+        except subprocess.TimeoutExpired:
+            return _End(None, "timeout", f"its process was stopped after {limit_s:.0f} s", _checking(folder))
         if code == 0:
             records: list[Record] = json.loads((folder / RECORDS).read_text(encoding="utf-8"))
             return _End(records)
-        said = (folder / LOG).read_text(encoding="utf-8", errors="replace").strip()[-LOG_END:]
+        said = said.strip()[-LOG_END:]
         return _End(None, "failed", f"its process {_ended(code)}{': ' + said if said else ''}", _checking(folder))
+
+
+def _in_own(request: Path, limit_s: float) -> tuple[int, str]:
+    with open(request.with_name(LOG), "w+", encoding="utf-8", errors="replace") as log:
+        code = subprocess.run([*COMMAND, str(request)], stdout=log, stderr=subprocess.STDOUT, timeout=limit_s).returncode
+        log.seek(0)
+        return code, log.read()
+
+
+def _in_worker(worker: Worker, request: Path, limit_s: float) -> tuple[int, str]:
+    code = worker.measure(request, limit_s)
+    return code, worker.said() if code else ""
 
 
 def _checking(folder: Path) -> str | None:
@@ -91,6 +169,8 @@ def _checking(folder: Path) -> str | None:
 
 
 def _ended(code: int) -> str:
+    if code == BROKEN:
+        return "left a device that no longer works"
     if code >= 0:
         return f"ended with code {code}"
     name = signal.Signals(-code).name
@@ -105,13 +185,15 @@ def main(path: Path) -> int:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     case = next(case for case in runner.chosen_cases(suite, device) if case.id == request["case"])
-    clip = load_clip(Path(request["video"]) if request["video"] else None)
+    clip = _clip(request["video"])
     stop = StopFlag()
+    energy = replace(suite, energy="auto") if suite.energy == "require" else suite
     session = runner.Session(
         suite=suite,
         setting=Setting(suite.seed, device, lambda: clip),
+        failed=functools.partial(_leave_if_broken, device),
         ceilings=Ceilings(**request["ceilings"]),
-        meters=energy_run.prepare(device, replace(suite, energy="auto") if suite.energy == "require" else suite),
+        meters=_meters(device, energy),
         deadline=None if request["left_s"] is None else begin + request["left_s"],
         stop=lambda: stop() or os.getppid() != parent,  # a killed parent asks for nothing more
         checking=lambda provider: path.with_name(CHECKING).write_text(provider or "", encoding="utf-8"),
@@ -122,5 +204,31 @@ def main(path: Path) -> int:
     return 0
 
 
+_meters = functools.cache(energy_run.prepare)  # measuring how often a counter is refreshed takes seconds
+
+
+@functools.cache
+def _clip(path: str) -> Clip:
+    return load_clip(Path(path) if path else None)
+
+
+def _leave_if_broken(device: torch.device, error: BaseException) -> None:
+    """After an illegal access every later call on the device fails too, in this process: leave it to the next one."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        os._exit(BROKEN)  # the interpreter's own end would wait for the device
+
+
+def serve() -> int:
+    """Measure the requests that the lines of the standard input name."""
+    for line in sys.stdin:
+        main(Path(line.rstrip("\n")))
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(serve() if sys.argv[1] == SERVE else main(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ def describe(suite: Suite, device_name: str) -> str:
     """One line a case, and an estimate: every round and every warm-up at its limit."""
     device = choose_device(device_name)
     cases = runner.chosen_cases(suite, device)
-    lines, total = [], 0.0
+    lines, total = [], suite.ahead_s
     for case in cases:
         providers = runner.select_providers(case, device, suite.providers)
         can_run = [p for p in providers if p.name.split("-")[0] != "jk" or p.supports(None) is None]

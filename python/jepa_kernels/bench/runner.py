@@ -19,7 +19,7 @@ from .cache import CacheState, eviction_for
 from .cases import WHOLE, Case, Provider, Setting, Work
 from .ceilings import Ceilings
 from .clocks import Clock, clock_for
-from .correctness import UNCHECKED, Check, check
+from .correctness import UNCHECKED, Check, check, same_bits
 from .energy import EnergyReading, Meters, absent, modelled
 from .errors import BenchInputError
 from .memory import Memory, bounded_memory, is_exhaustion, peak_memory
@@ -41,6 +41,7 @@ class Session:
     stop: Callable[[], bool] = lambda: False
     exhausted: dict[tuple[str, str], tuple[float, str]] = field(default_factory=dict)  # see `_too_large`
     checking: Callable[[str | None], object] = lambda _provider: None  # told before each provider's first call, None after all
+    failed: Callable[[BaseException], object] = lambda _error: None  # told of a failed call: it may have broken the device
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +120,7 @@ def run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     try:
         return _run_case(case, session, remaining)
     finally:
-        _release(session.device)
+        release(session.device)
 
 
 def _run_case(case: Case, session: Session, remaining: int) -> list[Record]:
@@ -137,7 +138,7 @@ def _run_case(case: Case, session: Session, remaining: int) -> list[Record]:
             _mark(cells, *_failure(error, "inputs or reference: "))
         share = max(_budget(session, remaining), 0.0)
         begin, timeline = time.perf_counter(), energy_run.timeline(session)
-        timing_s = share / 2 if energy_run.wanted(session) else share
+        timing_s = share / 2 if energy_run.wanted(session, case) else share
         _time_all(cells, session, timing_s, timeline, whole=case.operator in WHOLE)
         energy_run.measure_cells(case, cells, work, session, timeline, share - (time.perf_counter() - begin))
     _note_exhausted(case, cells, work, session)
@@ -145,7 +146,7 @@ def _run_case(case: Case, session: Session, remaining: int) -> list[Record]:
     return records
 
 
-def _release(device: torch.device) -> None:
+def release(device: torch.device) -> None:
     """Free what a case has left: models die in cycles, which Python collects late, and compiled ones are kept by the compiler."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -184,6 +185,8 @@ def _budget(session: Session, remaining: int) -> float:
     if session.deadline is None:
         return limit
     left = session.deadline - time.perf_counter()
+    if session.suite.in_order:
+        return min(limit, left)
     return min(limit, left * min(2 / max(remaining, 1), 1))
 
 
@@ -220,6 +223,7 @@ def _check_all(case: Case, cells: Sequence[Cell], inputs: Any, session: Session)
             _check_one(case, cell, inputs, reference, low_precision, session)
         except Exception as error:  # any provider may fail in any way; the others must still be measured
             cell.status, cell.error = _failure(error)
+            session.failed(error)
     session.checking(None)
 
 
@@ -259,7 +263,10 @@ def prepare(
         synchronise()
         first_call_s = time.perf_counter() - begin
         outputs = provider.outputs(state, result)
-    outcome = UNCHECKED if provider.yardstick else check(outputs, reference, low_precision, case.tolerance)
+        outcome = UNCHECKED if provider.yardstick else check(outputs, reference, low_precision, case.tolerance)
+        if case.repeat and outcome.passed:
+            kept = [x.clone() for x in outputs]  # a graph writes its outputs again
+            outcome = replace(outcome, repeatable=same_bits(kept, provider.outputs(state, provider.run(state))))
     return Prepared(outcome, partial(provider.run, state), first_call_s)
 
 
@@ -280,9 +287,18 @@ def _time_all(
     for cell in cells:
         if cell.timed is not None and cell.timed.error is not None:
             cell.status, cell.error = _failure(cell.timed.error, "while timed: ")
+            session.checking(cell.provider.name)
+            session.failed(cell.timed.error)
+            session.checking(None)
+        elif cell.timed is not None and session.suite.in_order and session.late() and _too_few(cell.timed, session):
+            cell.status, cell.error = "skipped", "the time budget was spent within this case"
         elif cell.timed is not None and cell.timed.samples and not session.stop() and (whole or not session.suite.quick):
             with cell.provider.context():
                 cell.memory = peak_memory(cell.timed.call, session.device)
+
+
+def _too_few(timed: Timed, session: Session) -> bool:
+    return len(timed.samples) < session.suite.timing.min_rounds
 
 
 def _record(case: Case, cell: Cell, cells: Sequence[Cell], work: Work | None, session: Session) -> Record:

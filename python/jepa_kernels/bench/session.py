@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from . import energy_run, environment, isolate, profile, resume, runner
+from . import ahead, energy_run, environment, isolate, profile, resume, runner
 from .cases import WHOLE, Case, Setting
 from .ceilings import Ceilings, measure_ceilings
 from .clocks import clock_for
@@ -95,6 +95,11 @@ def _run(options: RunOptions) -> tuple[int, Path | None]:
         stop=stop,
     )
     left = [case for case in cases if case.id not in {r["case_id"] for r in done}]
+    if suite.ahead_s > 0:
+        made = ahead.run(left, suite, device, options.input, _ahead_limit(session))
+        print("called ahead: {processes} processes, {ended} of them done after {seconds:.0f} s".format(**made), flush=True)
+        described.setdefault("ahead", []).append(made)
+        store.write(ENVIRONMENT, to_json(described))
     try:
         measured = _measure(left, session, store, stop, options.input)
         if not stop():
@@ -103,6 +108,12 @@ def _run(options: RunOptions) -> tuple[int, Path | None]:
     finally:
         store.close()
     return _finish(resume.in_suite_order([*done, *measured], cases), suite, described, store, stop)
+
+
+def _ahead_limit(session: runner.Session) -> float:
+    """At most a third of what is left of the time budget."""
+    left = float("inf") if session.deadline is None else session.deadline - time.perf_counter()
+    return max(min(session.suite.ahead_s, left / 3), 0.0)
 
 
 def _finish(
@@ -174,10 +185,12 @@ def _measure(
     cases: Sequence[Case], session: runner.Session, store: RunStore, stop: StopFlag, video: Path | None
 ) -> list[Record]:
     """Run the cases until the end, an interrupt, or an abort; every record is stored before it is returned."""
-    run_case = partial(isolate.run_case, video=video) if session.suite.isolate else runner.run_case
-    done: list[Record] = []
+    suite, done = session.suite, list[Record]()
+    shared = isolate.Worker() if suite.restart and not suite.isolate else nullcontext()
     try:
-        with stop.on_interrupt(), Progress(len(cases)) as progress:
+        with stop.on_interrupt(), Progress(len(cases)) as progress, shared as worker:
+            apart = suite.isolate or suite.restart
+            run_case = partial(isolate.run_case, video=video, worker=worker) if apart else runner.run_case
             for index, case in enumerate(cases):
                 if stop():
                     break

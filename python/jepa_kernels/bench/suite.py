@@ -29,7 +29,10 @@ class Suite:
     seed: int = 0
     case_budget_s: float = 60.0
     time_budget_s: float = 0.0  # of the whole run; 0 is no limit
+    in_order: bool = False  # the time budget cuts no case short to reach the next: what is left at its end waits for --resume
+    ahead_s: float = 0.0  # before all timing, every case is called once in processes side by side, so that compilers' caches fill
     energy: str = "auto"  # require: no run without it; off: no energy windows
+    energy_cases: tuple[str, ...] = ()  # globs of the cases that get energy windows; none: all
     energy_windows: int = 5  # of each provider, interleaved; more while the interval is wide and time is left
     energy_window_s: float = 5.0  # or 50 refreshes of the counter, where that is longer
     energy_idle_s: float = 10.0  # before and after the windows of a case
@@ -37,6 +40,8 @@ class Suite:
     profile_peer: bool = True  # the peer too, beside our backend
     quick: bool = False
     isolate: bool = False  # each case in a process of its own: a crash or a hang costs one case
+    restart: bool = False  # all cases in one process beside this one, and after a crash or a broken device in another
+    case_limit_s: float = 900.0  # what `isolate` and `restart` let a case take beyond its budget: compiling a step takes minutes
     own: str = ""  # a Python file whose cases() are measured instead of the package's
     timing: TimingOptions = field(default_factory=TimingOptions)
 

@@ -29,12 +29,23 @@ def attention_flops(
 
 
 def attention_bytes(
-    tokens: int, heads: int, head_dim: int, *, value_bytes: int, forward: bool = True, backward: bool = False
+    queries: int,
+    heads: int,
+    head_dim: int,
+    *,
+    value_bytes: int,
+    forward: bool = True,
+    backward: bool = False,
+    keys: int | None = None,
+    visible_keys: int | None = None,
 ) -> int:
-    """Q + K + V + O + fp32 log-sum-exp; backward reads them and dO again and writes dQ, dK, dV."""
-    rows = tokens * heads
-    moved = rows * (4 * head_dim * value_bytes + 4) if forward else 0
-    return moved + (rows * (8 * head_dim * value_bytes + 4) if backward else 0)
+    """Q + O + fp32 log-sum-exp of the queries, K + V of the keys that any of them sees; backward reads them and dO again and
+    writes dQ, and dK and dV of all keys. As many keys as queries, all visible, unless told otherwise."""
+    keys = queries if keys is None else keys
+    visible = keys if visible_keys is None else visible_keys
+    row = head_dim * value_bytes
+    moved = queries * (2 * row + 4) + visible * 2 * row if forward else 0
+    return heads * (moved + (queries * (4 * row + 4) + (visible + keys) * 2 * row if backward else 0))
 
 
 def frame_causal_pairs(frames: int, tokens_per_frame: int) -> int:

@@ -61,8 +61,9 @@ def _static(options: argparse.Namespace) -> int:
     from . import report
 
     targets = report.architectures(options.arch)
-    cases = report.chosen_cases(options.operator, options.quick, options.filter)
-    found = report.rows(options.operator, cases, targets, _progress, options.cold)
+    chosen = {target: report.chosen_cases(options.operator, options.quick, options.filter, target) for target in targets}
+    work = [(target, case) for target, cases in chosen.items() for case in cases]
+    found = report.rows(options.operator, work, _progress, options.cold)
     if not options.filter:
         found += report.cuda_rows(options.operator, targets)
     if options.json:

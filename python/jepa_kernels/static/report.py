@@ -81,13 +81,13 @@ def architectures(text: str | None) -> list[int]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
-def chosen_cases(operator: str, quick: bool, patterns: Sequence[str]) -> list[Any]:
-    """The operator's compile cases whose name, without the operator's, matches a pattern.
+def chosen_cases(operator: str, quick: bool, patterns: Sequence[str], architecture: int | None = None) -> list[Any]:
+    """The operator's compile cases for an architecture whose name, without the operator's, matches a pattern.
 
     Raises:
         StaticError: none does, or the operator has none.
     """
-    cases = triton_cases.cases(operator, quick)
+    cases = triton_cases.cases(operator, quick, architecture)
     chosen = [case for case in cases if not patterns or any(fnmatch.fnmatch(_short(case, operator), p) for p in patterns)]
     if not chosen:
         names = ", ".join(_short(case, operator) for case in cases[:4])
@@ -97,16 +97,14 @@ def chosen_cases(operator: str, quick: bool, patterns: Sequence[str]) -> list[An
 
 def rows(
     operator: str,
-    cases: Sequence[Any],
-    targets: Sequence[int],
+    work: Sequence[tuple[int, Any]],
     progress: Callable[[str], None] = lambda line: None,
     cold: bool = False,
 ) -> list[Row]:
-    """Compiles every case for every architecture and reads what comes out. progress gets a line before each; cold leaves
+    """Compiles every (architecture, case) and reads what comes out. progress gets a line before each; cold leaves
     Triton's cache aside and takes the time."""
     tools.require("cuobjdump")
     tools.require("nvdisasm")
-    work = [(architecture, case) for architecture in targets for case in cases]
     found = []
     with triton_cases.empty_cache() if cold else contextlib.nullcontext():
         for number, (architecture, case) in enumerate(work):

@@ -92,8 +92,8 @@ def operators() -> Iterator[tuple[str, Any]]:
             yield max(owners, key=len), function  # patch_embed_pair_cases also starts with patch_embed
 
 
-def cases(operator: str | None = None, quick: bool = False) -> list[Any]:
-    """The compile cases (`AotCase`) of one operator, or of all.
+def cases(operator: str | None = None, quick: bool = False, architecture: int | None = None) -> list[Any]:
+    """The compile cases (`AotCase`) of one operator, or of all, with the tiles that an architecture's tuned table gives them.
 
     Raises:
         StaticError: the operator has none.
@@ -101,7 +101,10 @@ def cases(operator: str | None = None, quick: bool = False) -> list[Any]:
     require_triton()
     if operator is not None and operator not in registry.OPERATOR_NAMES:
         raise StaticError(f"unknown operator {operator!r}: one of {', '.join(registry.OPERATOR_NAMES)}")
-    found = [case for owner, listed in operators() if operator in (None, owner) for case in listed(quick=quick)]
+    from ..kernels.tuned_tiles import compiling_for
+
+    with contextlib.nullcontext() if architecture is None else compiling_for(f"sm_{architecture}"):
+        found = [case for owner, listed in operators() if operator in (None, owner) for case in listed(quick=quick)]
     if not found:
         raise StaticError(f"{operator} has no Triton kernel to compile")
     return found

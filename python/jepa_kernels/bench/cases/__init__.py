@@ -8,6 +8,7 @@ from .. import globs
 from ..errors import BenchInputError
 from . import (
     adamw_ema,
+    attention_gpu,
     ema_update,
     encoder,
     jepa_loss,
@@ -29,7 +30,7 @@ __all__ = ["WHOLE", "Case", "Provider", "Setting", "Work", "all_cases", "load_ca
 
 def all_cases() -> list[Case]:
     """Every case, in the order of tables."""
-    operators = (patch_embed, patch_embed_pair, masked_attention, ema_update, adamw_ema, jepa_loss, sigreg)
+    operators = (patch_embed, patch_embed_pair, masked_attention, attention_gpu, ema_update, adamw_ema, jepa_loss, sigreg)
     whole = (encoder, train_step, train_step_ijepa, objectives)
     return [case for module in (*operators, *whole) for case in module.cases()]
 

@@ -92,6 +92,7 @@ class Case:
     peer: str
     tags: frozenset[str] = frozenset()
     tolerance: Tolerance = field(default_factory=Tolerance)
+    repeat: bool = False  # each provider is called once more, and whether it gives the same bits is recorded
 
     @property
     def id(self) -> str:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from .. import attention_peers
 from .. import work as formulas
+from ..attention_exact import exact
 from ..eager_vjepa2 import rotate_queries_or_keys
 from ..providers import kernel_providers
 from .base import DTYPES, Case, Provider, Setting, Work, unchanged
@@ -39,6 +40,13 @@ class Shape:
     lengths: tuple[int, ...] = ()
     backward: bool = False
     forward: bool = True  # False times the backward alone
+    key_lengths: tuple[int, ...] = ()  # visible keys of each sequence of the batch
+    new_frames: int = 0  # queries are those of so many last frames alone: the keys of the frames before come from a cache
+
+    @property
+    def queries(self) -> int:
+        """Query tokens of a sequence."""
+        return self.tokens // self.causal_frames * self.new_frames if self.new_frames else self.tokens
 
     @property
     def direction(self) -> str:
@@ -60,20 +68,27 @@ class AttentionInputs:
     def split(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as (B, H, N, D) views, as the official models hand them to SDPA."""
         q, k, v = self.qkv.permute(2, 0, 3, 1, 4).unbind()
-        return q, k, v
+        return q[:, :, self.shape.tokens - self.shape.queries :], k, v
 
 
-def _inputs(shape: Shape, dtype: torch.dtype, setting: Setting) -> AttentionInputs:
-    generator, device = setting.generator(), setting.device
+def attention_inputs(shape: Shape, dtype: torch.dtype, setting: Setting, *, on_device: bool = False) -> AttentionInputs:
+    """Normal values, of the CPU's generator, or of the device's own: large inputs take seconds on one CPU thread."""
+    device = setting.device
+    generator = torch.Generator(device).manual_seed(setting.seed) if on_device else setting.generator()
     lead = (sum(shape.lengths),) if shape.lengths else (shape.batch, shape.tokens)
-    qkv = torch.randn(*lead, 3, shape.heads, shape.head_dim, generator=generator).to(device, dtype)
-    upstream = torch.randn(*lead, shape.heads, shape.head_dim, generator=generator).to(device, dtype)
+    rows = lead if shape.lengths else (shape.batch, shape.queries)
+
+    def normal(*sizes: int) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=generator.device).to(device, dtype)
+
+    qkv = normal(*lead, 3, shape.heads, shape.head_dim)
+    upstream = normal(*rows, shape.heads, shape.head_dim)
     if not shape.lengths:
         upstream = upstream.transpose(1, 2)
     positions = None
     if shape.grid is not None:
         axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape.grid), indexing="ij")
-        positions = torch.stack(axes, -1).reshape(-1, 3).to(device)
+        positions = torch.stack(axes, -1).reshape(-1, 3)[: shape.tokens].to(device)
     return AttentionInputs(qkv.requires_grad_(shape.backward), upstream, shape, positions)
 
 
@@ -82,21 +97,28 @@ def _pairs(shape: Shape) -> int:
         return formulas.ragged_pairs(shape.lengths)
     if shape.causal_frames:
         per_frame = shape.tokens // shape.causal_frames
-        return shape.batch * formulas.frame_causal_pairs(shape.causal_frames, per_frame)
+        cached = shape.causal_frames - shape.new_frames if shape.new_frames else 0
+        before = formulas.frame_causal_pairs(cached, per_frame)
+        return shape.batch * (formulas.frame_causal_pairs(shape.causal_frames, per_frame) - before)
+    if shape.key_lengths:
+        return shape.tokens * sum(shape.key_lengths)
     return shape.batch * shape.tokens**2
 
 
 def _work(inputs: AttentionInputs) -> Work:
     shape = inputs.shape
-    tokens = sum(shape.lengths) if shape.lengths else shape.batch * shape.tokens
+    keys = sum(shape.lengths) if shape.lengths else shape.batch * shape.tokens
+    queries = keys if shape.lengths else shape.batch * shape.queries
+    visible = sum(shape.key_lengths) if shape.key_lengths else keys
     passes = {"forward": shape.forward, "backward": shape.backward}
+    size = inputs.qkv.element_size()
     return Work(
         formulas.attention_flops(_pairs(shape), shape.heads, shape.head_dim, **passes),
         formulas.attention_bytes(
-            tokens, shape.heads, shape.head_dim, value_bytes=inputs.qkv.element_size(), **passes
+            queries, shape.heads, shape.head_dim, value_bytes=size, keys=keys, visible_keys=visible, **passes
         ),
         len(shape.lengths) or shape.batch,
-        tokens,
+        queries,
     )
 
 
@@ -109,17 +131,20 @@ def _arguments(inputs: AttentionInputs) -> dict[str, Any]:
         ends = torch.tensor((0, *shape.lengths)).cumsum(0).to(inputs.qkv.device, torch.int32)
         arguments["mask"] = jk.Ragged(ends, max(shape.lengths))
     elif shape.causal_frames:
-        arguments["mask"] = jk.FrameCausal(shape.tokens // shape.causal_frames)
+        cached = shape.causal_frames - shape.new_frames if shape.new_frames else 0
+        arguments["mask"] = jk.FrameCausal(shape.tokens // shape.causal_frames, cached)
+    elif shape.key_lengths:
+        arguments["mask"] = jk.KeyPadding(torch.tensor(shape.key_lengths, dtype=torch.int32, device=inputs.qkv.device))
     if inputs.positions is not None:
         arguments["rope"] = jk.Rope3D(inputs.positions)
     return arguments
 
 
-def _with_arguments(inputs: AttentionInputs) -> AttentionInputs:
+def with_arguments(inputs: AttentionInputs) -> AttentionInputs:
     return replace(inputs, extra=_arguments(inputs))
 
 
-def _run(attend: Attend, inputs: AttentionInputs) -> tuple[Tensor, ...]:
+def run(attend: Attend, inputs: AttentionInputs) -> tuple[Tensor, ...]:
     """The output, and the gradient of qkv where the shape asks for it."""
     out = inputs.saved if inputs.saved is not None else attend(inputs)
     if not inputs.shape.backward:
@@ -128,37 +153,39 @@ def _run(attend: Attend, inputs: AttentionInputs) -> tuple[Tensor, ...]:
     return (out.detach(), *torch.autograd.grad(out, inputs.qkv, upstream, retain_graph=inputs.saved is not None))
 
 
-def _kernel(inputs: AttentionInputs) -> Tensor:
+def kernel_attention(inputs: AttentionInputs) -> Tensor:
     import jepa_kernels as jk
 
+    if inputs.shape.new_frames:
+        return jk.masked_attention(*inputs.split(), **inputs.extra)
     return jk.masked_attention(inputs.qkv, **inputs.extra)
 
 
 def _exact(inputs: AttentionInputs) -> list[Tensor]:
     """The definition in float64, on the rounded inputs."""
-    from ... import reference
-
-    qkv = inputs.qkv.detach().double().requires_grad_(inputs.shape.backward)
-    arguments = _arguments(inputs)
-    return list(_run(lambda x: reference.masked_attention(x.qkv, **arguments), replace(inputs, qkv=qkv)))
+    shape = inputs.shape
+    tensors = inputs.split() if shape.new_frames else (inputs.qkv,)
+    return exact(tensors, inputs.upstream if shape.backward else None, **_arguments(inputs))
 
 
 def _low_precision(inputs: AttentionInputs) -> list[Tensor]:
     """PyTorch's own attention in the dtype of the inputs, whose error sets the limit."""
     shape = inputs.shape
     if shape.lengths:
-        padded = _padded(inputs)
-        return _unpad(padded, _run(_sdpa, padded))
+        padded = pad_to_longest(inputs)
+        return unpad(padded, run(sdpa, padded))
     if shape.grid is not None:
-        return list(_run(partial(_rope_sdpa, promote=inputs.qkv.is_cuda), inputs))
-    return list(_run(_sdpa, _bool_mask(inputs) if shape.causal_frames else inputs))
+        return list(run(partial(rope_sdpa, promote=inputs.qkv.is_cuda), inputs))
+    if shape.key_lengths:
+        return list(run(sdpa, key_mask(inputs)))
+    return list(run(sdpa, bool_mask(inputs) if shape.causal_frames else inputs))
 
 
-def _sdpa(inputs: AttentionInputs) -> Tensor:
+def sdpa(inputs: AttentionInputs) -> Tensor:
     return functional.scaled_dot_product_attention(*inputs.split(), **inputs.extra)
 
 
-def _rope_sdpa(inputs: AttentionInputs, *, promote: bool) -> Tensor:
+def rope_sdpa(inputs: AttentionInputs, *, promote: bool) -> Tensor:
     """The official form: angles rebuilt and both tensors rotated elementwise in every call."""
     q, k, v = inputs.split()
     assert inputs.positions is not None
@@ -166,14 +193,21 @@ def _rope_sdpa(inputs: AttentionInputs, *, promote: bool) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v)
 
 
-def _bool_mask(inputs: AttentionInputs) -> AttentionInputs:
+def bool_mask(inputs: AttentionInputs) -> AttentionInputs:
     """The official frame-causal form: a dense boolean mask, built ahead and outside the timing."""
     per_frame = inputs.shape.tokens // inputs.shape.causal_frames
     frame = torch.arange(inputs.shape.tokens, device=inputs.qkv.device) // per_frame
-    return replace(inputs, extra={"attn_mask": frame[:, None] >= frame[None, :]})
+    return replace(inputs, extra={"attn_mask": frame[-inputs.shape.queries :, None] >= frame[None, :]})
 
 
-def _padded(inputs: AttentionInputs) -> AttentionInputs:
+def key_mask(inputs: AttentionInputs) -> AttentionInputs:
+    """Keys beyond each length masked, built ahead and outside the timing."""
+    lengths = torch.tensor(inputs.shape.key_lengths)
+    visible = torch.arange(inputs.shape.tokens)[None, :] < lengths[:, None]
+    return replace(inputs, extra={"attn_mask": visible[:, None, None, :].to(inputs.qkv.device)})
+
+
+def pad_to_longest(inputs: AttentionInputs) -> AttentionInputs:
     """Sequences padded to the longest, with a key mask; padding is outside the timing, in favour of the peer."""
     lengths, longest = inputs.shape.lengths, max(inputs.shape.lengths)
     parts = inputs.qkv.detach().split(list(lengths))
@@ -191,46 +225,46 @@ def _padded(inputs: AttentionInputs) -> AttentionInputs:
     )
 
 
-def _unpad(state: AttentionInputs, result: tuple[Tensor, ...]) -> list[Tensor]:
+def unpad(state: AttentionInputs, result: tuple[Tensor, ...]) -> list[Tensor]:
     lengths = state.shape.lengths
     out = torch.cat([result[0][i, :, :n].transpose(0, 1) for i, n in enumerate(lengths)])
     return [out, *(torch.cat([g[i, :n] for i, n in enumerate(lengths)]) for g in result[1:])]
 
 
-def _with_forward(setup: Setup, attend: Attend, inputs: AttentionInputs) -> AttentionInputs:
+def with_forward(setup: Setup, attend: Attend, inputs: AttentionInputs) -> AttentionInputs:
     state = setup(inputs)
     return state if inputs.shape.forward else replace(state, saved=attend(state))
 
 
-def _peer(name: str, attend: Attend, setup: Setup = unchanged, **options: Any) -> Provider:
-    return Provider(name, partial(_run, attend), partial(_with_forward, setup, attend), **options)
+def peer_provider(name: str, attend: Attend, setup: Setup = unchanged, **options: Any) -> Provider:
+    return Provider(name, partial(run, attend), partial(with_forward, setup, attend), **options)
 
 
 @lru_cache
 def _compiled_rope_sdpa(promote: bool) -> Attend:
-    return torch.compile(partial(_rope_sdpa, promote=promote), dynamic=False)
+    return torch.compile(partial(rope_sdpa, promote=promote), dynamic=False)
 
 
-def _rope_peers(promote: bool, compiled: bool) -> list[Provider]:
-    eager = partial(_rope_sdpa, promote=promote)
-    found = [_peer("torch-rope-sdpa", eager, about="elementwise RoPE as autocast has it, then SDPA")]
+def rope_peers(promote: bool, compiled: bool) -> list[Provider]:
+    eager = partial(rope_sdpa, promote=promote)
+    found = [peer_provider("torch-rope-sdpa", eager, about="elementwise RoPE as autocast has it, then SDPA")]
     if compiled:
         about = "the same, compiled"
-        found.append(_peer("torch-compile-rope-sdpa", lambda x: _compiled_rope_sdpa(promote)(x), about=about))
+        found.append(peer_provider("torch-compile-rope-sdpa", lambda x: _compiled_rope_sdpa(promote)(x), about=about))
     return found
 
 
-def _with_backends(base: Provider, device: torch.device) -> list[Provider]:
+def with_backends(base: Provider, device: torch.device) -> list[Provider]:
     return [base, *attention_peers.sdpa_backends(base, device)]
 
 
-def _flex_peers(compiled: bool, device: torch.device) -> list[Provider]:
+def flex_peers(compiled: bool, device: torch.device) -> list[Provider]:
     """FlexAttention with the rule as a block mask, built ahead; it compiles, so a quick run leaves it out."""
     if not compiled:
         return []
     why = attention_peers.flex_runs(device)
     attend = partial(_flex, compiled=True)
-    return [_peer("torch-flex", attend, _blocks, supports=lambda _x: why, about="FlexAttention, block mask")]
+    return [peer_provider("torch-flex", attend, _blocks, supports=lambda _x: why, about="FlexAttention, block mask")]
 
 
 def _blocks(inputs: AttentionInputs) -> AttentionInputs:
@@ -256,34 +290,36 @@ def _same_length(inputs: AttentionInputs) -> AttentionInputs:
 
 def _yardsticks(shape: Shape, device: torch.device) -> list[Provider]:
     """Our own attention without the mask: what its structure should save can be read off the ratio."""
-    setup = partial(_with_forward, _same_length, _kernel)
+    setup = partial(with_forward, _same_length, kernel_attention)
     about = "sequences of equal length, the same FLOPs" if shape.lengths else "no mask, the same tokens"
-    found = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup, about=about, yardstick=True)
+    found = kernel_providers("masked_attention", device, partial(run, kernel_attention), setup=setup, about=about, yardstick=True)
     return [replace(p, name=f"{p.name}-dense") for p in found if p.name != "jk-reference"]
 
 
 def _providers(shape: Shape, compiled: bool, device: torch.device) -> list[Provider]:
-    setup = partial(_with_forward, _with_arguments, _kernel)
-    kernels = kernel_providers("masked_attention", device, partial(_run, _kernel), setup=setup)
+    setup = partial(with_forward, with_arguments, kernel_attention)
+    kernels = kernel_providers("masked_attention", device, partial(run, kernel_attention), setup=setup)
     if shape.lengths or shape.causal_frames:
         kernels += _yardsticks(shape, device)
     if shape.lengths:
-        return [*kernels, _peer("torch-sdpa-padded", _sdpa, _padded, outputs=_unpad, about="padded, key mask")]
+        return [*kernels, peer_provider("torch-sdpa-padded", sdpa, pad_to_longest, outputs=unpad, about="padded, key mask")]
     if shape.causal_frames:
         about = "dense boolean mask, the official form"
-        peers = _with_backends(_peer("torch-sdpa-bool-mask", _sdpa, _bool_mask, about=about), device)
-        return [*kernels, *peers, *_flex_peers(compiled, device)]
+        peers = with_backends(peer_provider("torch-sdpa-bool-mask", sdpa, bool_mask, about=about), device)
+        return [*kernels, *peers, *flex_peers(compiled, device)]
     if shape.grid is not None:
-        return [*kernels, *_rope_peers(device.type == "cuda", compiled)]
-    return [*kernels, *_with_backends(_peer("torch-sdpa", _sdpa), device)]
+        return [*kernels, *rope_peers(device.type == "cuda", compiled)]
+    return [*kernels, *with_backends(peer_provider("torch-sdpa", sdpa), device)]
 
 
 def make_case(name: str, shape: Shape, dtype: str, peer: str, tags: set[str]) -> Case:
     """One attention case; the name gains its direction. Compiling takes longer than a quick run has."""
-    make: Callable[[Setting], AttentionInputs] = partial(_inputs, shape, DTYPES[dtype])
+    make: Callable[[Setting], AttentionInputs] = partial(attention_inputs, shape, DTYPES[dtype])
     names = ("batch", "heads", "head_dim", "tokens", "causal_frames")
     listed: dict[str, int | float | str] = {k: getattr(shape, k) for k in names}
     listed |= {"grid": str(shape.grid), "lengths": str(shape.lengths), "direction": shape.direction}
+    if shape.key_lengths or shape.new_frames:
+        listed |= {"key_lengths": str(shape.key_lengths), "new_frames": shape.new_frames}
     return Case(
         operator="masked_attention",
         name=f"{name}-{shape.direction}",

@@ -45,7 +45,8 @@ def test_entry_serves_its_head_dims_rows_and_dtypes_on_its_architecture(shipped:
         for head_dim, rows in ((64, 2048), (40, 321)):
             assert tile("forward", head_dim, rows) == tile("forward", head_dim, rows, torch.float16) == ENTRY_TILE
         assert tile("key_gradient", 88, 320) == ENTRY_TILE
-        for kernel, head_dim, rows in (("forward", 64, 320), ("forward", 32, 2048), ("forward", 80, 2048), ("forward", 256, 2048)):
+        others = (("forward", 64, 320), ("forward", 32, 2048), ("forward", 80, 2048), ("forward", 256, 2048))
+        for kernel, head_dim, rows in others:
             assert tile(kernel, head_dim, rows) == tuned_tiles.default(kernel, head_dim, torch.bfloat16, rows)
         assert tile("query_gradient", 64, 2048) == tuned_tiles.default("query_gradient", 64, torch.bfloat16, 2048)
         assert tile("forward", 64, 2048, torch.float32) != ENTRY_TILE != tile("forward", 64, 2048, mask=True)

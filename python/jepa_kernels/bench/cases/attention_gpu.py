@@ -119,6 +119,8 @@ def _case(line: Line, shape: Shape, compiled: bool) -> Case:
 def _providers(shape: Shape, graph: bool, compiled: bool, device: torch.device) -> list[Provider]:
     setup = partial(with_forward, with_arguments, kernel_attention)
     found = kernel_providers("masked_attention", device, partial(run, kernel_attention), setup=setup)
+    if not shape.forward:  # the cuda backend's gradients are Triton's
+        found = [p for p in found if not p.name.startswith("jk-cuda")]
     found += _peers(shape, compiled, device)
     found = [_bounded(p, shape) if p.name == "jk-reference" or p.name.endswith("-math") else p for p in found]
     if not graph or device.type != "cuda":
@@ -128,7 +130,7 @@ def _providers(shape: Shape, graph: bool, compiled: bool, device: torch.device) 
 
 def _worth_a_graph(name: str) -> bool:
     """Ours, and the peers that may be the fastest."""
-    return name in ("jk-triton", "jk-cuda", "torch-varlen") or name.endswith(("-flash", "-efficient", "-cudnn"))
+    return name.startswith(("jk-triton", "jk-cuda", "torch-varlen")) or name.endswith(("-flash", "-efficient", "-cudnn"))
 
 
 def _bounded(provider: Provider, shape: Shape) -> Provider:

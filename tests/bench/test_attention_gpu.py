@@ -78,6 +78,7 @@ def test_providers_of_a_gpu_can_be_named_without_one(line: Line) -> None:
         held_to = {n.rpartition("-")[2] for n in providers if n.startswith("torch-") and not n.endswith("-graph")}
         assert {"flash", "efficient", "cudnn"} <= held_to and case.peer in providers
         assert ("jk-triton-graph" in providers) == line.graph
+        assert ("jk-cuda" in providers) == case.id.endswith("fwd-bf16")  # its gradients are Triton's
         bounded = [p for n, p in providers.items() if n == "jk-reference" or n.endswith("-math")]
         reasons = {str(p.supports(None)) for p in bounded}
         assert all(("GiB of scores" in reason) == (line.shape.tokens == 18432) for reason in reasons), reasons

@@ -96,6 +96,7 @@ def tables(monkeypatch):
     monkeypatch.setattr("jepa_kernels.hardware.architecture", lambda device: f"table_{device}")
     named = {"table_0": {"masked_attention": {"cuda_path": "warpgroup"}}, "table_1": {"automatic": {}}}
     monkeypatch.setattr(backends, "tuned_table", named.__getitem__)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     cuda_paths.tuned_path.cache_clear()
     yield torch.device("cuda", 0), torch.device("cuda", 1)
@@ -119,6 +120,8 @@ def test_the_benchmark_times_the_path_that_is_not_chosen_too(tables, monkeypatch
     for operators in ("ema_update", ("patch_embed", "masked_attention")):
         assert [p.name for p in kernel_providers(operators, tables[0], run)] == ["jk-cuda", *REST]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    assert [p.name for p in kernel_providers("masked_attention", tables[1], run)] == ["jk-cuda", *REST]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert [p.name for p in kernel_providers("masked_attention", tables[1], run)] == ["jk-cuda", *REST]
 
 

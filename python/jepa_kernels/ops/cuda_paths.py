@@ -36,7 +36,7 @@ def path_code(operator: str, device: torch.device) -> int:
 
 def other_path(operator: str, device: torch.device) -> str | None:
     """The path that this GPU also has, and the tuned table does not name; None where there is no other."""
-    if operator not in OPERATORS or torch.cuda.get_device_capability(device) != (9, 0):
+    if operator not in OPERATORS or not torch.cuda.is_available() or torch.cuda.get_device_capability(device) != (9, 0):
         return None
     return next(path for path in CUDA_PATHS if path != tuned_path(operator, device.index or 0))
 

@@ -90,6 +90,12 @@ def test_hands_over_rows_that_can_be_read_whole(path, monkeypatch):
     assert recorder.arguments[11:15] == tuple(_native.view(x) for x in tables)
 
 
+def test_keys_that_heads_share_are_copied_for_the_copy_engine_alone():
+    shared = torch.zeros(2, 1, 9, 32).bfloat16().expand(2, 3, 9, 32)
+    assert cuda._readable(shared) is shared and cuda._readable(shared[:, :1], repeats=False).data_ptr() == shared.data_ptr()
+    assert cuda._readable(shared, repeats=False).stride() == (864, 288, 32, 1)
+
+
 @pytest.fixture
 def tables(monkeypatch):
     """Device 0 is an sm_90 whose table names the warpgroup, device 1 one whose table says nothing."""

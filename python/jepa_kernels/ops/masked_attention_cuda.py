@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _native, backends
-from .cuda_paths import path_code
+from .cuda_paths import CUDA_PATHS, path_code
 
 DTYPES = (torch.bfloat16, torch.float16)
 HEAD_DIMS = (32, 64, 80, 88)  # csrc/cuda/masked_attention_launch.h instantiates these
@@ -51,7 +51,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: A
         out.fill_(float("nan"))
         lse.fill_(float("nan"))
     # Named, so that copies live until the launch.
-    q, k, v = (_readable(x) for x in (q, k, v))
+    path = path_code("masked_attention", q.device)
+    q = _readable(q)
+    # The copy engine's maps are documented for strides that leave no two elements in one place.
+    k, v = (_readable(x, repeats=path == CUDA_PATHS["warp"]) for x in (k, v))
     masks = [_contiguous(x) for x in (extras.key_lengths, extras.cu_seqlens)]
     tables = [_contiguous(x) for x in (extras.q_cos, extras.q_sin, extras.k_cos, extras.k_sin)]
     rotated_k = None if extras.k_cos is None else k.new_empty(k.shape)
@@ -62,17 +65,18 @@ def forward(q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, extras: A
         extras.query_frame_offset,
         *(_native.view(x) for x in tables),
         extras.scale,
-        path_code("masked_attention", q.device),
+        path,
         torch.cuda.current_stream(q.device).cuda_stream,
     )
 
 
-def _readable(x: Tensor) -> Tensor:
-    """x, or a copy of it where a row does not start at a multiple of the 16 bytes that the kernel loads at once."""
+def _readable(x: Tensor, repeats: bool = True) -> Tensor:
+    """x, or a copy of it where a row does not start at a multiple of the 16 bytes that the kernel loads at once; and, unless the
+    kernel takes `repeats`, where one row stands for many, as after `expand`."""
     step = _ALIGNMENT // x.element_size()
     rows = zip(x.shape[:-1], x.stride()[:-1], strict=True)
-    aligned = x.data_ptr() % _ALIGNMENT == 0 and all(size == 1 or stride % step == 0 for size, stride in rows)
-    return x if aligned else x.clone(memory_format=torch.contiguous_format)
+    readable = all(size == 1 or (stride % step == 0 and (repeats or stride > 0)) for size, stride in rows)
+    return x if readable and x.data_ptr() % _ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

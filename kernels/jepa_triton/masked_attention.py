@@ -28,7 +28,8 @@ class Extras:
     """Mask, rotation and scale of one call, as keyword arguments of `forward` and `backward`. At most one mask is given.
 
     bool_mask: bool (B, H, Nq, Nk) of any strides, True = attend. key_lengths: int32 (B,), keys from there on are not visible.
-    cu_seqlens: int32 (S + 1,), bounds of S sequences on the token axis of B = 1; max_seqlen: the longest, or more.
+    cu_seqlens: int32 (S + 1,), bounds of S sequences on the token axis of B = 1; max_seqlen: the longest,
+    or about that, since it only chooses a tile size.
     tokens_per_frame: 0, or query i (frame query_frame_offset + i // tokens_per_frame) sees the keys of frames up to its own.
     q_cos ... k_sin: float32 (1 or B, N, D), all or none.
     """

@@ -335,6 +335,11 @@ def _key_gradients(
                 HEAD_DIM, SEGMENTS, CHANNEL_LOOP, BLOCK_M, BLOCK_N, False,
             )  # fmt: skip
 
+        if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
+            dk = keep_rows(dk, keys < key_count)
+            dv = keep_rows(dv, keys < key_count)
+        dv_base, dv_row = rows_at(dv_view, batch, head, token, STRIDE_UNIT)
+        store_segments(dv_base, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)
         dk = scale_segments(dk, scale)
         if cos_view[0] is not None:
             cos_base, cos_row = rows_at(cos_view, batch, head, token, STRIDE_UNIT)
@@ -342,13 +347,8 @@ def _key_gradients(
             cos = load_segments(cos_base, cos_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
             sin = load_segments(sin_base, sin_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
             dk = unrotate_segments(dk, cos, sin)
-        if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
-            dk = keep_rows(dk, keys < key_count)
-            dv = keep_rows(dv, keys < key_count)
         dk_base, dk_row = rows_at(dk_view, batch, head, token, STRIDE_UNIT)
-        dv_base, dv_row = rows_at(dv_view, batch, head, token, STRIDE_UNIT)
         store_segments(dk_base, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
-        store_segments(dv_base, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)
 
 
 @triton.jit(do_not_specialize=RUNTIME_INTEGERS)

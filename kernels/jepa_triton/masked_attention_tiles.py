@@ -51,8 +51,8 @@ KEY_GRADIENT = {
 }
 KEY_GRADIENT_BOOL = {128: Tile(16, 64, 8, 1), 256: Tile(16, 32, 8, 1)}
 # float32 has no tensor-core product of full precision: small tiles keep both factors of a multiply-add in registers.
-FLOAT32 = {64: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
-QUERY_GRADIENT_FLOAT32 = {64: Tile(32, 16, 4, 1, 128), 256: Tile(16, 16, 4, 1)}
+FLOAT32 = {64: Tile(32, 16, 4, 1, 128), 128: Tile(16, 16, 4, 1, 128), 256: Tile(16, 16, 4, 1)}
+QUERY_GRADIENT_FLOAT32 = {64: Tile(32, 16, 4, 1, 128), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1, 255)}
 KEY_GRADIENT_FLOAT32 = {64: Tile(16, 16, 4, 1), 128: Tile(16, 16, 4, 1, 255), 256: Tile(16, 16, 8, 1)}
 SHORT_ROWS = 64  # at most this many queries fill one tile of FORWARD_SHORT
 

@@ -63,4 +63,4 @@ def ragged_item(item, cu_seqlens_ptr, num_sequences, num_heads, total, BLOCK: tl
     head = place // slots
     rows = tl.where((place >= 0) & (head < num_heads), end - first, 0)
     keys = tl.where(sequence < num_sequences, rows, 0)
-    return head, first, place % slots * BLOCK, rows, keys
+    return head, first, tl.maximum(place, 0) % slots * BLOCK, rows, keys

@@ -14,14 +14,15 @@ from jepa_kernels.kernels.masked_attention import Extras, backward_launches, for
 from jepa_kernels.kernels.ragged_items import ragged_item, ragged_slots
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from masked_attention_worker import F16, F32, POISON, assert_accurate, dense_results, guarded
+from masked_attention_worker import F16, F32, POISON, dense_results, guarded
 
 HEADS = 2
+TOLERANCE = {F32: 1e-5, F16: 4e-3}  # how far from the definition in float64; test_masked_attention_interpreter.py looks closer
 # name -> (lengths of sequences, tokens after the last of them)
 BATCHES = {
     "mixed": ([37, 0, 1, 22], 0),
     "single": ([41], 0),
-    "ones": ([1, 30, 1, 1], 0),  # a softmax over one key has no gradient, and so no error to compare with, but for the others
+    "ones": ([1, 1, 1, 1, 1], 0),
     "empty": ([0, 0, 7, 0], 0),
     "leftover": ([20, 35, 0, 0, 0], 19),
     "many": ([index % 3 for index in range(50)], 3),
@@ -90,17 +91,22 @@ def inputs(lengths, leftover, dtype, head_dim):
     return q, k, v, dout
 
 
+def shared(launch, programs):
+    """The launch, or its items among that many programs."""
+    return launch if programs is None else replace(launch, grid=programs, arguments={**launch.arguments, "PERSISTENT": True})
+
+
 def launched(tensors, cu_seqlens, programs=None, max_seqlen=0):
-    """out, lse, dq, dk and dv, with that many programs a launch, or as many as the launcher chooses."""
+    """out, lse, dq, dk and dv, with that many persistent programs a launch, or as the launcher chooses."""
     q, k, v, dout = tensors
     _, heads, total, head_dim = q.shape
     _, (out, dq, dk, dv) = guarded(1, total, 4, heads, head_dim, q.dtype)
     lse = torch.full((1, heads, total), POISON)
     extras = Extras(scale=head_dim**-0.5, cu_seqlens=cu_seqlens, max_seqlen=max_seqlen)
     for launch in forward_launches(q, k, v, out, lse, extras):
-        replace(launch, grid=programs or launch.grid).run()
+        shared(launch, programs).run()
     for launch in backward_launches(dout, q, k, v, out, lse, dq, dk, dv, extras):
-        replace(launch, grid=programs or launch.grid).run()
+        shared(launch, programs).run()
     return [out, lse, dq, dk, dv]
 
 
@@ -116,12 +122,12 @@ def test_agrees_with_dense_attention_for_any_number_of_programs(name, dtype):
     sequence = torch.bucketize(torch.arange(total), cu_seqlens, right=True)
     mask = (sequence[:, None] == sequence) & inside[:, None]
     rest = (mask, None, None, 24**-0.5)
-    exact, eager = (dense_results(*tensors, wide, *rest) for wide in (torch.float64, dtype))
-
+    exact = dense_results(*tensors, torch.float64, *rest)
     poisoned = [x.masked_fill(~inside[:, None], POISON) for x in tensors[:3]] + [tensors[3]]
     two, each = (launched(poisoned, cu_seqlens, programs) for programs in (2, None))
     assert all(torch.equal(a, b) for a, b in zip(two, each, strict=True))
-    assert_accurate(each, exact, eager)
+    for result, wanted in zip(each, exact, strict=True):
+        torch.testing.assert_close(result.double(), wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 def test_tokens_without_a_sequence_get_zeros():

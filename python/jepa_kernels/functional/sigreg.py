@@ -42,7 +42,8 @@ def sigreg(
     Args:
         seed: draws A = randn(D, K), columns normalised, from a generator with this seed on x's device: an integer or a
             0-d int64 CPU tensor, which torch.compile takes without recompiling. None draws from torch's default
-            generator of the device.
+            generator of the device. A CUDA graph can capture a draw from that one alone: there, pass no seed, or
+            `directions`.
         group: the processes whose samples make up one set. Sums and counts are added over them, so shares of different
             size count as the joined batch does; the gradient crosses processes, and DDP's mean over ranks makes it that
             of the joined batch. Every rank must use the same directions, so a seed or `directions` is needed.

@@ -40,11 +40,11 @@ lint: setup  ## ruff and mypy
 	$(BIN)/mypy
 
 # On the GPU machine's own Python, which has torch and triton: nothing is downloaded.
-gpu-check:  ## on a machine with an NVIDIA GPU: build, GPU tests, sanitizer, benchmark, within BUDGET; results in runs/gpu-check
+gpu-check:  ## on a machine with an NVIDIA GPU: build, GPU tests, benchmark, sanitizer, within BUDGET; results in OUTPUT
 	@$(PYTHON) -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else 5)' || { echo "gpu-check needs torch and an NVIDIA GPU in $(PYTHON); make test is what runs without one"; exit 5; }
 	@# Without native modules, to have the command: the check builds them with a log and within its time.
 	$(PYTHON) -c 'import jepa_kernels' 2>/dev/null || JEPA_KERNELS_BUILD_CPU=off JEPA_KERNELS_BUILD_CUDA=off $(PYTHON) -m pip install -q --no-deps --no-build-isolation --no-index -e .
-	$(PYTHON) -m jepa_kernels.cli gpu-check --budget $(or $(BUDGET),9m)
+	$(PYTHON) -m jepa_kernels.cli gpu-check --budget $(or $(BUDGET),9m) --output $(or $(OUTPUT),runs/gpu-check)
 
 clean:  ## removes what the other targets made
 	rm -rf $(VENV) build dist runs python/jepa_kernels/_c*.so *.egg-info python/*.egg-info

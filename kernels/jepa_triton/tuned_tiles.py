@@ -26,6 +26,7 @@ KERNELS = ("forward", "query_gradient", "key_gradient")
 HEAD_DIMS = (32, 64, 80, 96, 128)  # an entry serves those up to its own, from the one before it on
 SHORT_ROWS = 320  # rows of a sequence up to which it counts as short: images, frames, contexts
 ROWS = {"short": SHORT_ROWS, "long": None}
+OTHERS = ("cuda_path",)  # what else a table says of the operator, and other modules read
 LARGEST = 1024  # of any number in an entry
 _REQUIRED = tuple(name for name in Tile._fields if name not in Tile._field_defaults)
 
@@ -98,6 +99,8 @@ def table(architecture: str) -> dict[tuple[str, str], Tile]:
     known = {f"{limit}-{rows}" for limit in HEAD_DIMS for rows in ROWS}
     found = {}
     for kernel, entries in _object(listed, where).items():
+        if kernel in OTHERS:
+            continue
         if kernel not in KERNELS:
             raise ValueError(f"{where}: unknown kernel {kernel!r}; one of {', '.join(KERNELS)}")
         for name, entry in _object(entries, f"{where}.{kernel}").items():

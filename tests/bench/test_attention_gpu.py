@@ -15,6 +15,7 @@ from jepa_kernels.bench import attention_exact, attention_peers, graphs, runner,
 from jepa_kernels.bench.cases import Case, Provider, Setting, attention_gpu
 from jepa_kernels.bench.cases.attention_gpu import Line
 from jepa_kernels.bench.cases.masked_attention import Shape, run, with_arguments
+from jepa_kernels.ops import cuda_paths
 
 from .test_cases import CPU, SETTING
 from .test_work_cases import visible
@@ -70,6 +71,13 @@ def test_cases_cover_the_head_dims_and_lengths_of_the_models() -> None:
     assert {"train-dense-d64-n18432-bwd", "train-cached-d64-n516-fwd"} <= names and "train-cached-d64-n516-bwd" not in names
 
 
+@pytest.fixture
+def of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of compute capability 9.0, which has a second CUDA kernel."""
+    monkeypatch.setattr(cuda_paths, "other_path", lambda _operator, device: "warpgroup" if device.type == "cuda" else None)
+
+
+@pytest.mark.usefixtures("of_a_gpu")
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.name)
 def test_providers_of_a_gpu_can_be_named_without_one(line: Line) -> None:
     """Also the set-up of peers that need no GPU by themselves, and which of them hold all scores."""
@@ -77,8 +85,10 @@ def test_providers_of_a_gpu_can_be_named_without_one(line: Line) -> None:
         providers = {p.name: p for p in case.providers(torch.device("cuda"))}
         held_to = {n.rpartition("-")[2] for n in providers if n.startswith("torch-") and not n.endswith("-graph")}
         assert {"flash", "efficient", "cudnn"} <= held_to and case.peer in providers
+        forward = case.id.endswith("fwd-bf16")
+        assert ("jk-cuda" in providers) == ("jk-cuda-warpgroup" in providers) == forward  # its gradients are Triton's
         assert ("jk-triton-graph" in providers) == line.graph
-        assert ("jk-cuda" in providers) == case.id.endswith("fwd-bf16")  # its gradients are Triton's
+        assert ("jk-cuda-warpgroup-graph" in providers) == (line.graph and forward)
         bounded = [p for n, p in providers.items() if n == "jk-reference" or n.endswith("-math")]
         reasons = {str(p.supports(None)) for p in bounded}
         assert all(("GiB of scores" in reason) == (line.shape.tokens == 18432) for reason in reasons), reasons
@@ -211,6 +221,7 @@ def test_graph_is_set_up_on_its_stream_and_replayed(pretended_graphs: list[str])
     assert graphs.replayed(graphed, CPU).supports(1) == "CUDA graphs need a GPU"
 
 
+@pytest.mark.usefixtures("of_a_gpu")
 def test_suite_of_a_gpu_has_these_cases_first_and_no_other_attention() -> None:
     chosen = suite.load_suite(suite._SUITES / "gpu.toml")
     ids = [case.id for case in chosen.chosen()]

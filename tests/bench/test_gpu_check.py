@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from jepa_kernels import cli
-from jepa_kernels.bench import gpu_check, gpu_stages
+from jepa_kernels.bench import environment, gpu_check, gpu_stages
 from jepa_kernels.bench.errors import BenchInputError
 from jepa_kernels.bench.gpu_stages import Piece, Plan, Stage
 from jepa_kernels.bench.store import read_results
@@ -32,7 +33,7 @@ FILES = {
 }
 
 
-def python(name: str, code: str, **more: bool) -> Piece:
+def python(name: str, code: str, **more: Any) -> Piece:
     return Piece(name, (sys.executable, "-c", code), **more)
 
 
@@ -164,8 +165,15 @@ def test_benchmark_goes_on_from_the_flat_folder_alone(check: Check, tmp_path: Pa
 def test_stages_of_the_real_plan(tmp_path: Path) -> None:
     stages = {s.name: s for s in Plan(ROOT, tmp_path, sanitizer="/bin/compute-sanitizer").stages()}
     assert sum(s.share for s in stages.values()) == pytest.approx(1.0)
-    named = [p.name for p in stages["tests"].pieces() if isinstance(p, Piece)]
+    one_by_one = {s.name: s for s in Plan(ROOT, tmp_path, workers=1).stages()}["tests"].pieces()
+    named = [p.name for p in one_by_one if isinstance(p, Piece)]
     assert {"tests/ops/test_ema_update.py", "tests/ops/test_patch_embed_integration.py"} <= set(named)
+    assert "masked_attention" in named[0] and "masked_attention" not in named[-1]
+    first, others = ({s.name: s for s in Plan(ROOT, tmp_path, workers=4).stages()}["tests"]).pieces()
+    assert isinstance(first, Piece) and isinstance(others, Piece)
+    assert (first.name, others.name) == ("masked_attention", "others") and first.command[-1].endswith(".py")
+    files = [argument for piece in (first, others) for argument in piece.command if argument.endswith(".py")]
+    assert len(files) == len(named) and all("-n 4" in " ".join(piece.command) for piece in (first, others))
     first, *rest = (p for p in stages["sanitizer"].pieces() if isinstance(p, Piece))
     assert first.needed and {p.name.split()[0] for p in rest} == {"memcheck", "racecheck"}
     assert all(p.command[:2] == ("/bin/compute-sanitizer", "--tool") for p in (first, *rest))
@@ -231,7 +239,7 @@ def test_rehearsal_of_every_stage_with_a_pretended_driver(
     sanitizer.write_text('#!/bin/sh\nshift 4\nexec "$@"\n')
     sanitizer.chmod(0o755)
     monkeypatch.setenv("LD_LIBRARY_PATH", str(library))
-    plan = Rehearsal(root, tmp_path / "work", device="cpu", sanitizer=str(sanitizer))
+    plan = Rehearsal(root, tmp_path / "work", device="cpu", sanitizer=str(sanitizer), workers=1)
     code = gpu_check.run(500.0, output, root, plan=plan, no_gpu=lambda: None)
     state = json.loads((output / "gpu_check.json").read_text())
     assert code == 0, state["pieces"]
@@ -253,4 +261,73 @@ def test_command_uses_the_parent_of_the_tests(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr(gpu_check, "run", lambda *arguments: seen.extend(arguments) or 0)
     assert cli.main(["gpu-check", "--budget", "2m", "--tests", str(ROOT / "tests"), "--output", str(tmp_path)]) == 0
     assert seen == [120.0, tmp_path, ROOT]
-    assert gpu_stages.FINISHING_S < 30
+    assert gpu_stages.FINISHING_S <= 30
+
+
+def test_build_is_for_this_gpu_alone_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (piece,) = Plan(ROOT, tmp_path, capability=(9, 0))._build()
+    assert piece.environment == (("JEPA_KERNELS_CUDA_ARCHITECTURES", "90a-real"),)
+    text = (ROOT / "CMakeLists.txt").read_text()
+    assert all(target in text for target in gpu_stages.TARGETS.values())  # each is one that a whole build has
+    assert Plan(ROOT, tmp_path, capability=(7, 5))._build()[0].environment == ()
+    monkeypatch.setenv("JEPA_KERNELS_CUDA_ARCHITECTURES", "all")
+    assert Plan(ROOT, tmp_path, capability=(9, 0))._build()[0].environment == ()
+
+
+def test_piece_sees_its_variables(check: Check) -> None:
+    _, found = check([python("asks", "import os; exit(os.environ['X'] != 'y')", environment=(("X", "y"),))])
+    assert found["asks"][0] == "passed"
+
+
+def test_work_lies_under_the_tree_and_not_beside_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Plan, "stages", lambda _plan: [])
+    root, output = tmp_path / "tree", tmp_path / "results" / "out"
+    root.mkdir()
+    assert gpu_check.run(10.0, output, root, no_gpu=lambda: None) == 0
+    assert [path.name for path in output.parent.iterdir()] == ["out"] and (root / "runs" / "out-work").is_dir()
+
+
+def test_copy_of_the_tree_without_history_is_told_apart_by_its_sources(tmp_path: Path) -> None:
+    """Every file of the package counts, by name and content."""
+    for name, text in (("python/a.py", "1"), ("kernels/configs/sm_90.json", "{}"), ("python/a.pyc", "x")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    digests = []
+    for change in (lambda: None, lambda: (tmp_path / "python/a.pyc").write_text("y"),
+                   lambda: (tmp_path / "kernels/configs/sm_90.json").write_text("{1}"),
+                   lambda: (tmp_path / "python/a.py").rename(tmp_path / "python/b.py")):  # fmt: skip
+        change()
+        environment.sources.cache_clear()
+        digests.append(environment.sources(tmp_path))
+    environment.sources.cache_clear()
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    assert len(str(environment.commit()["sources"])) == 64
+
+
+BREAKING = """
+import torch
+state = []
+def wait():
+    if state:
+        raise RuntimeError("an illegal memory access")
+torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, wait
+def test_a(): pass
+def test_b(): state.append(1)
+def test_c(): pass
+"""
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_tests_after_one_that_broke_the_device_do_not_fail_for_it(tmp_path: Path, side_by_side: bool) -> None:
+    if side_by_side:
+        pytest.importorskip("xdist")
+    (tmp_path / "conftest.py").write_text("")
+    (tmp_path / "test_breaking.py").write_text(BREAKING)
+    options = ["-n", "1"] if side_by_side else []
+    command = [sys.executable, "-m", "pytest", "-v", "-c", "/dev/null", "-p", "jepa_kernels.bench.broken_device", *options]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode != 0
+    if side_by_side:  # a new process runs what is left
+        assert "crashed while running" in done.stdout and "PASSED test_breaking.py::test_c" in done.stdout, done.stdout
+    else:
+        assert "broke the device" in done.stdout + done.stderr and "test_c" not in done.stdout, done.stdout

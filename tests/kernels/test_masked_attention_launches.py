@@ -71,9 +71,8 @@ def test_ragged_programs_are_counted_from_tokens_and_sequences_alone(max_seqlen)
 
 def test_a_table_of_tiles_makes_ragged_launches_persistent(monkeypatch):
     """As many programs as the GPU holds, never more than items; other masks keep a program a tile."""
-    for name, resident in (("forward_tile", 1), ("query_gradient_tile", 2), ("key_gradient_tile", 1000)):
-        chosen = getattr(masked_attention, name)
-        monkeypatch.setattr(masked_attention, name, lambda *x, f=chosen, r=resident: f(*x)._replace(resident=r))
+    resident, choose = {"forward": 1, "query_gradient": 2, "key_gradient": 1000}, masked_attention.choose
+    monkeypatch.setattr(masked_attention, "choose", lambda name, *x: choose(name, *x)._replace(resident=resident[name]))
     found = ragged_launches(tokens=20_000)
     items = [3 * launch.arguments["num_tiles"] for launch in found]
     assert [launch.grid for launch in found] == [ASSUMED_MULTIPROCESSORS, 2 * ASSUMED_MULTIPROCESSORS, items[2]]

@@ -22,7 +22,8 @@ from jepa_kernels.static import triton_cases
 
 ENTRY = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 3}
 ENTRY_TILE = Tile(64, 32, 4, 3)
-TABLE = {"automatic": {}, "masked_attention": {"forward": {"64-long": ENTRY}, "key_gradient": {"96-short": ENTRY}}}
+ENTRIES = {"forward": {"64-long": ENTRY}, "key_gradient": {"96-short": ENTRY}, "cuda_path": "warp"}
+TABLE = {"automatic": {}, "masked_attention": ENTRIES}
 
 
 @pytest.fixture
@@ -45,9 +46,8 @@ def test_entry_serves_its_head_dims_rows_and_dtypes_on_its_architecture(shipped:
         for head_dim, rows in ((64, 2048), (40, 321)):
             assert tile("forward", head_dim, rows) == tile("forward", head_dim, rows, torch.float16) == ENTRY_TILE
         assert tile("key_gradient", 88, 320) == ENTRY_TILE
-        others = (("forward", 64, 320), ("forward", 32, 2048), ("forward", 80, 2048), ("forward", 256, 2048))
-        for kernel, head_dim, rows in others:
-            assert tile(kernel, head_dim, rows) == tuned_tiles.default(kernel, head_dim, torch.bfloat16, rows)
+        for head_dim, rows in ((64, 320), (32, 2048), (80, 2048), (256, 2048)):
+            assert tile("forward", head_dim, rows) == tuned_tiles.default("forward", head_dim, torch.bfloat16, rows)
         assert tile("query_gradient", 64, 2048) == tuned_tiles.default("query_gradient", 64, torch.bfloat16, 2048)
         assert tile("forward", 64, 2048, torch.float32) != ENTRY_TILE != tile("forward", 64, 2048, mask=True)
     with tuned_tiles.compiling_for("sm_80"):

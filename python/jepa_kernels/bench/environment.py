@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -19,6 +21,8 @@ from .store import SCHEMA
 from .suite import Suite
 from .video import Clip
 
+SOURCE_FOLDERS = ("python", "kernels", "csrc", "configs")
+SOURCE_SUFFIXES = (".py", ".json", ".toml", ".j2", ".h", ".cpp", ".cu")
 PACKAGES = ("jepa-kernels", "torch", "triton", "numpy", "scipy", "nvidia-ml-py", "pytest-benchmark")
 
 
@@ -85,13 +89,29 @@ def container(root: Path = Path("/")) -> bool:
 
 
 def commit() -> dict[str, Any]:
-    """Commit of the source tree that the package runs from; None for an installed package."""
+    """Commit of the source tree that the package runs from, and the digest of its sources, which also tells what ran where a
+    copy of the tree came without its history; None for an installed package."""
     package = Path(__file__).resolve().parents[1]
     top = _git(package, "rev-parse", "--show-toplevel")
+    root = package.parents[1]
+    digest = sources(root) if package == root / "python" / "jepa_kernels" and (root / "pyproject.toml").is_file() else None
     if top is None or package != Path(top) / "python" / "jepa_kernels":
-        return {"id": None, "dirty": None, "reason": "not run from a source tree"}
+        return {"id": None, "dirty": None, "sources": digest, "reason": "not run from a source tree"}
     changes = _git(package, "status", "--porcelain")
-    return {"id": _git(package, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    return {
+        "id": _git(package, "rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes), "sources": digest,
+    }  # fmt: skip
+
+
+@functools.cache
+def sources(root: Path) -> str:
+    """SHA-256 over the names and contents of what the package is built and run from."""
+    digest = hashlib.sha256()
+    files = [path for folder in SOURCE_FOLDERS for path in (root / folder).rglob("*") if path.suffix in SOURCE_SUFFIXES]
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        digest.update(f"{path.relative_to(root).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+BROKEN = 86  # exit code of a process that left because its device no longer works
+
 
 class BenchInputError(ValueError):
     """An argument, suite file, video or output folder cannot be used; the message says what to change."""

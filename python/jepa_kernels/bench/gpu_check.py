@@ -74,7 +74,7 @@ class Check:
             found = [Outcome(**entry) for entry in before["pieces"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BenchInputError(f"{path} cannot be read: {error}; choose another --output") from error
-        now = commit()["id"]
+        now = _identity()
         if before.get("schema") != SCHEMA or before.get("commit") != now:
             of = before.get("commit")
             raise BenchInputError(f"{self.output} belongs to commit {of}, this is {now}; choose another --output")
@@ -127,7 +127,7 @@ class Check:
         reason = f" ({outcome.reason})" if outcome.reason else ""
         print(f"{outcome.stage}: {outcome.piece}: {outcome.status} after {outcome.seconds:.0f} s{reason}", flush=True)
         pieces = [asdict(o) for o in self.outcomes.values()]
-        state = {"schema": SCHEMA, "commit": commit()["id"], "pieces": pieces, "environment": self.parts}
+        state = {"schema": SCHEMA, "commit": _identity(), "pieces": pieces, "environment": self.parts}
         write_atomic(self.output / STATE, to_json(state))
 
     def _run_piece(self, stage: Stage, piece: Piece, limit: float) -> Outcome:
@@ -139,7 +139,7 @@ class Check:
         log = self.output / stage.log
         mark = log.stat().st_size if log.is_file() else 0
         begin = self._now()
-        code = self._wait(piece.name, command, log, limit)
+        code = self._wait(piece.name, command, log, limit, piece.environment)
         seconds, text = self._now() - begin, _text_after(log, mark)
         if stage.name == "environment":
             self.parts[piece.name] = _json_in(text)
@@ -166,13 +166,15 @@ class Check:
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         return sum(json.loads(line)["status"] == "skipped" for line in lines)
 
-    def _wait(self, name: str, command: Sequence[str], log: Path, limit: float) -> int | None:
+    def _wait(
+        self, name: str, command: Sequence[str], log: Path, limit: float, more: Sequence[tuple[str, str]] = ()
+    ) -> int | None:
         """Exit code of a command whose output goes to the log; None when it was stopped after `limit` seconds."""
         end = self._now() + limit
         with open(log, "ab") as file:
             file.write(f"\n===== {name}: {' '.join(command)}\n".encode())
             file.flush()
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(more)}
             process = subprocess.Popen(
                 command, stdout=file, stderr=subprocess.STDOUT, cwd=self.plan.root, env=environment, start_new_session=True
             )
@@ -196,6 +198,12 @@ class Check:
         for name in KEPT:
             if runs and (runs[-1] / name).is_file():
                 shutil.copy(runs[-1] / name, self.output / name)
+
+
+def _identity() -> str | None:
+    """The commit, or where a copy of the tree has no history, the digest of its sources."""
+    found = commit()
+    return found["id"] or found["sources"]
 
 
 def _text_after(log: Path, mark: int) -> str:
@@ -241,6 +249,6 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BenchInputError(f"output folder {output} cannot be written: {error.strerror}") from error
-    chosen = plan or Plan(root, output.with_name(output.name + "-work"))
-    chosen.work.mkdir(exist_ok=True)
+    chosen = plan or Plan(root, root / "runs" / f"{output.name}-work")  # not beside the output: what lies there may be counted
+    chosen.work.mkdir(parents=True, exist_ok=True)
     return Check(output, chosen, end).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -10,13 +11,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+from .. import hardware
+
 Command = tuple[str, ...]
 CLI = (sys.executable, "-m", "jepa_kernels.cli")
 # The sanitizer slows kernels down by an order of magnitude: it gets the smallest parity tests.
 SANITIZED = "not two_to_the_31 and not graph_capture"
 TOOLS = ("memcheck", "racecheck")
 PROBE = "import torch; torch.ones(8, device='{device}').sum().item()"
-FINISHING_S = 20.0  # a benchmark that is told to end needs this for its last case and its report
+# CUDA targets by the major compute capability; code for one is built in a quarter of the time that all of them take.
+TARGETS = {8: "80-real", 9: "90a-real", 10: "100-real", 12: "120-real"}
+TARGETS_VARIABLE = "JEPA_KERNELS_CUDA_ARCHITECTURES"
+MOST_WORKERS = 8  # processes of tests side by side: most of their time is compilation
+FIRST = "masked_attention"  # of the test files, those whose name has it
+FINISHING_S = 30.0  # a benchmark that is told to end needs this for its last case and its report
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class Piece:
     needed: bool = False
     tests: bool = False  # a pytest run: it must have run at least one test
     benchmark: bool = False  # ends by itself within --time-budget, and goes on with --resume
+    environment: tuple[tuple[str, str], ...] = ()  # variables of the command
 
 
 @dataclass(frozen=True)
@@ -53,14 +64,19 @@ class Plan:
         default_factory=lambda: shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     )
 
+    capability: tuple[int, int] | None = field(
+        default_factory=lambda: torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    )
+    workers: int = field(default_factory=lambda: _workers())
+
     def stages(self) -> list[Stage]:
         """Most important first; what a stage leaves of its time goes to those after it."""
         return [
             Stage("environment", 0.06, "build.log", self._environment),
-            Stage("build", 0.19, "build.log", self._build),
-            Stage("tests", 0.30, "tests.log", self._tests),
-            Stage("benchmark", 0.30, "benchmark.log", self._benchmark),
-            Stage("sanitizer", 0.15, "sanitizer.log", self._sanitize),
+            Stage("build", 0.15, "build.log", self._build),
+            Stage("tests", 0.27, "tests.log", self._tests),
+            Stage("benchmark", 0.40, "benchmark.log", self._benchmark),
+            Stage("sanitizer", 0.12, "sanitizer.log", self._sanitize),
         ]
 
     def _environment(self) -> Sequence[Piece]:
@@ -68,24 +84,33 @@ class Plan:
 
     def _build(self) -> Sequence[Piece]:
         command = ("-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "-v", "-e", str(self.root))
-        return [Piece("native modules", (sys.executable, *command))]
+        target = TARGETS.get(self.capability[0]) if self.capability is not None else None
+        narrow = () if target is None or TARGETS_VARIABLE in os.environ else ((TARGETS_VARIABLE, target),)
+        return [Piece("native modules", (sys.executable, *command), environment=narrow)]
 
     def _pytest(self, *arguments: str) -> Command:
         # Without the project's own options, some of which belong to plug-ins that a bare machine lacks.
-        options = ("-o", "addopts=", "-p", "no:cacheprovider", "-m", self.marker)
+        options = ("-o", "addopts=", "-p", "no:cacheprovider", "-p", "jepa_kernels.bench.broken_device", "-m", self.marker)
         return (sys.executable, "-m", "pytest", *options, *arguments)
 
     def _test_files(self, folder: Path) -> list[Path]:
         """Test files that name the mark, or parameters that carry it."""
         words = re.compile(rf"mark\.{self.marker}\b|backend_parameters")
-        return sorted(path for path in folder.rglob("test_*.py") if words.search(path.read_text(encoding="utf-8")))
+        found = [path for path in folder.rglob("test_*.py") if words.search(path.read_text(encoding="utf-8"))]
+        return sorted(found, key=lambda path: (FIRST not in path.name, path))
 
     def _tests(self) -> Sequence[Piece] | str:
         files = self._test_files(self.root / "tests")
         if not files:
             return f"no test of {self.root / 'tests'} is marked {self.marker}"
-        named = [(str(path.relative_to(self.root)), path) for path in files]
-        return [Piece(name, self._pytest("-q", "--tb=short", str(path)), tests=True) for name, path in named]
+        if self.workers < 2:
+            return [self._tests_of(str(path.relative_to(self.root)), [path]) for path in files]
+        # Side by side, and with one start for many files; -v, so that a run that is stopped has told what it had done.
+        groups = {FIRST: [path for path in files if FIRST in path.name], "others": [p for p in files if FIRST not in p.name]}
+        return [self._tests_of(name, group, "-n", str(self.workers)) for name, group in groups.items() if group]
+
+    def _tests_of(self, name: str, files: Sequence[Path], *options: str) -> Piece:
+        return Piece(name, self._pytest("-v", "--tb=short", *options, *map(str, files)), tests=True)
 
     def _sanitize(self) -> Sequence[Piece] | str:
         if self.sanitizer is None:
@@ -107,6 +132,13 @@ class Plan:
         suite = self.root / "benchmarks" / "suites" / f"{self.suite}.toml"
         command = (*CLI, "bench", "run", "--suite", str(suite), "--device", self.device, "--output", str(self.work))
         return [Piece("suite", (*command, *_input()), benchmark=True)]
+
+
+def _workers() -> int:
+    """Processes of tests, where the plug-in is there that runs them side by side; else 1."""
+    if importlib.util.find_spec("xdist") is None:
+        return 1
+    return max(min(hardware.available_cpus() // 2, MOST_WORKERS), 1)
 
 
 def _input() -> Command:

@@ -24,6 +24,7 @@ from . import energy_run, runner
 from .cases import Case, Setting
 from .ceilings import Ceilings
 from .devices import choose_device
+from .errors import BROKEN
 from .globs import LEAVE_OUT
 from .interrupt import StopFlag
 from .store import Record, to_json, write_atomic
@@ -31,7 +32,6 @@ from .suite import from_record
 from .video import Clip, load_clip
 
 REQUEST, RECORDS, CHECKING, LOG = "request.json", "records.json", "checking", "log"
-BROKEN = 86  # exit code of a process that left because its device no longer works
 POLL_S = 0.02
 SERVE = "--serve"
 COMMAND = (sys.executable, "-m", "jepa_kernels.bench.isolate")

@@ -154,9 +154,8 @@ def test_persistent_programs_and_repeated_runs_change_no_bit(monkeypatch):
     results = [launched(tensors, offsets(lengths), max_seqlen=70) for _ in range(2)]
     grids = []
     monkeypatch.setattr(masked_attention, "multiprocessors", lambda device: 2)
-    for name, resident in (("forward_tile", 2), ("query_gradient_tile", 1), ("key_gradient_tile", 1)):
-        chosen = getattr(masked_attention, name)
-        monkeypatch.setattr(masked_attention, name, lambda *x, f=chosen, r=resident: f(*x)._replace(resident=r))
+    resident, choose = {"forward": 2, "query_gradient": 1, "key_gradient": 1}, masked_attention.choose
+    monkeypatch.setattr(masked_attention, "choose", lambda name, *x: choose(name, *x)._replace(resident=resident[name]))
     run = masked_attention.Launch.run
     monkeypatch.setattr(masked_attention.Launch, "run", lambda launch: (grids.append(launch.grid), run(launch)))
     results.append(launched(tensors, offsets(lengths), max_seqlen=70))

@@ -130,7 +130,8 @@ def _providers(shape: Shape, graph: bool, compiled: bool, device: torch.device) 
 
 def _worth_a_graph(name: str) -> bool:
     """Ours, and the peers that may be the fastest."""
-    return name.startswith(("jk-triton", "jk-cuda", "torch-varlen")) or name.endswith(("-flash", "-efficient", "-cudnn"))
+    ours = name.startswith(("jk-triton", "jk-cuda"))
+    return ours or name == "torch-varlen" or name.endswith(("-flash", "-efficient", "-cudnn"))
 
 
 def _bounded(provider: Provider, shape: Shape) -> Provider:

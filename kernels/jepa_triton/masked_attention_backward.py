@@ -309,6 +309,9 @@ def _key_gradients(
         if mask_view[0] is not None:
             mask_base, mask_row = rows_at(mask_view, batch, head, 0, MASK_STRIDE_UNIT)
             mask_base += row
+        # Here, before the loops: after them, sm_120 code of head dim 80 spills.
+        dk_base, dk_row = rows_at(dk_view, batch, head, token, STRIDE_UNIT)
+        dv_base, dv_row = rows_at(dv_view, batch, head, token, STRIDE_UNIT)
         keys = row + tl.arange(0, BLOCK_N)  # [N]
         first_queries = first_query(keys, tokens_per_frame, query_frame_offset, FRAME_CAUSAL)  # [N]
         begin = 0
@@ -338,7 +341,6 @@ def _key_gradients(
         if key_lengths_ptr is not None:  # zero keys of weight exp2(0 - lse) summed into the rows past the length
             dk = keep_rows(dk, keys < key_count)
             dv = keep_rows(dv, keys < key_count)
-        dv_base, dv_row = rows_at(dv_view, batch, head, token, STRIDE_UNIT)
         store_segments(dv_base, dv_row, written - row, dv, HEAD_DIM, SEGMENTS)
         dk = scale_segments(dk, scale)
         if cos_view[0] is not None:
@@ -347,7 +349,6 @@ def _key_gradients(
             cos = load_segments(cos_base, cos_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
             sin = load_segments(sin_base, sin_row, keys_left, BLOCK_N, HEAD_DIM, SEGMENTS)  # [N, D]
             dk = unrotate_segments(dk, cos, sin)
-        dk_base, dk_row = rows_at(dk_view, batch, head, token, STRIDE_UNIT)
         store_segments(dk_base, dk_row, written - row, dk, HEAD_DIM, SEGMENTS)
 
 

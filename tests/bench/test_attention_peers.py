@@ -33,6 +33,8 @@ def test_backend_that_cannot_run_is_unsupported_and_other_errors_stay() -> None:
     backend = attention_peers.BACKENDS["cudnn"]
     with pytest.raises(BackendError, match="SDPA has no CUDNN_ATTENTION kernel"), attention_peers.forced(backend):
         raise RuntimeError("No available kernel. Aborting execution.")
+    with pytest.raises(BackendError, match="cuDNN has no plan"), attention_peers.forced(backend):
+        raise RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No valid execution plans built.")
     with pytest.raises(RuntimeError, match="out of luck"), attention_peers.forced(backend):
         raise RuntimeError("out of luck")
 

@@ -330,4 +330,4 @@ def test_tests_after_one_that_broke_the_device_do_not_fail_for_it(tmp_path: Path
     if side_by_side:  # a new process runs what is left
         assert "crashed while running" in done.stdout and "PASSED test_breaking.py::test_c" in done.stdout, done.stdout
     else:
-        assert "broke the device" in done.stdout + done.stderr and "test_c" not in done.stdout, done.stdout
+        assert "broke the device" in done.stdout + done.stderr and "::test_c" not in done.stdout, done.stdout

@@ -28,6 +28,8 @@ def test_command_is_understood(line: str) -> None:
     assert callable(options.handler)
     for word in words:
         assert not word.endswith(".py") or (ROOT / word).is_file()
+    if "--suite" in words:
+        assert (ROOT / "benchmarks" / "suites" / f"{options.suite}.toml").is_file()
 
 
 def test_page_has_commands_of_every_step() -> None:
@@ -41,6 +43,8 @@ def test_options_named_in_the_text_exist() -> None:
         (subparsers,) = (a for a in parser._actions if a.dest == "command")
         (actions,) = (a for a in subparsers.choices["bench"]._actions if a.dest == "action")  # type: ignore[index]
         known |= set(re.findall(r"--[a-z][a-z-]+", actions.choices[command].format_help()))
+    for command in ("tune", "gpu-check"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", subparsers.choices[command].format_help()))  # type: ignore[index]
     known |= {"--benchmark-json"}
     assert set(re.findall(r"--[a-z][a-z-]+", PAGE)) <= known
 

@@ -32,6 +32,7 @@ class Pretended:
         self.rejects, self.rejects_whole = rejects.get("dense", {}), rejects.get("whole", {})
         self.asked: list[tuple[str, str]] = []
         self.clock = 0.0
+        self.breaks_after: float | None = None
         self._random = random.Random(0)
 
     def now(self) -> float:
@@ -57,6 +58,9 @@ class Pretended:
             values = {i: seconds * (1 + self._random.gauss(0, self.noise)) for i in range(timing.ROUNDS[rounds])}
             found.append("wrong result" if tile == WRONG else values)
         return found
+
+    def works(self) -> bool:
+        return self.breaks_after is None or self.clock < self.breaks_after
 
     def tune(self, tiles: Sequence[Tile] = (FAST, SLOW)) -> search.Found:
         return search.tune(ENTRY, tiles, self.rejected(ENTRY, tiles), self, self)
@@ -108,6 +112,15 @@ def test_budget_ends_between_entries_and_the_next_compiles_while_one_is_timed() 
     order = [step for step in pretended.asked if step[1] in (entries[0].name, entries[1].name)]
     assert order.index(("start", entries[1].name)) < order.index(("screen", entries[0].name))
     assert search.search(entries, lambda _e: [SLOW], pretended, pretended, lambda e, _f: None, -1.0, pretended.now) == entries
+
+
+def test_entry_that_breaks_the_device_ends_the_search_and_is_not_tried_again() -> None:
+    pretended, saved, said = Pretended({SLOW: 2e-3}), [], []
+    pretended.breaks_after = 15.0
+    entries = candidates.entries()[:4]
+    parts = lambda _e: [SLOW], pretended, pretended, lambda e, _f: saved.append(e)
+    assert search.search(entries, *parts, 1e3, pretended.now, said.append) == entries[2:]
+    assert saved == entries[:2] and "broke the device" in said[-1]
 
 
 def test_order_is_by_importance() -> None:

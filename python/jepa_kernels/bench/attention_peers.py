@@ -39,13 +39,15 @@ def sdpa_backends(base: Provider, device: torch.device) -> list[Provider]:
 
 @contextmanager
 def forced(backend: SDPBackend) -> Iterator[None]:
-    """Only this backend inside; where it cannot run the inputs, `BackendError` instead of SDPA's RuntimeError."""
+    """Only this backend inside; where it cannot run the inputs, `BackendError` instead of SDPA's or cuDNN's RuntimeError."""
     with sdpa_kernel(backend):
         try:
             yield
         except RuntimeError as error:
             if "No available kernel" in str(error):
                 raise BackendError(f"SDPA has no {backend.name} kernel for these inputs") from error
+            if backend == SDPBackend.CUDNN_ATTENTION and "cudnn_frontend" in str(error):
+                raise BackendError(f"cuDNN has no plan for these inputs: {str(error)[:200]}") from error
             raise
 
 

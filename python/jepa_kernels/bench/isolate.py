@@ -6,6 +6,7 @@ case gets another. A provider that brings the process down is left out, and the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -53,6 +54,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._killed = False
 
     def __enter__(self) -> Worker:
         return self
@@ -72,7 +74,7 @@ class Worker:
 
         Raises `subprocess.TimeoutExpired` after `limit_s`, when the process was ended.
         """
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or self._process.poll() is not None or self._killed:
             self._begin()
         process = self._process
         assert process is not None and process.stdin is not None
@@ -98,13 +100,16 @@ class Worker:
 
     def _begin(self) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - as long as the process
+        self._killed = False
         command = [*COMMAND, SERVE]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=self._log, stderr=subprocess.STDOUT, text=True)
 
     def _kill(self) -> None:
         assert self._process is not None
+        self._killed = True
         self._process.kill()
-        self._process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may not let go of a kernel that hangs
+            self._process.wait(10)
 
 
 def run_case(

@@ -27,6 +27,7 @@ class Compiles(Protocol):
 
 class Measures(Protocol):
     def measure(self, entry: Entry, tiles: Sequence[Tile], rounds: str, seed: int) -> list[Samples | str]: ...
+    def works(self) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ def search(
     now: Callable[[], float],
     say: Say = lambda _line: None,
 ) -> list[Entry]:
-    """Tune the entries in order until `end`; the entries that are left. The next entry compiles while one is timed."""
+    """Tune the entries in order until `end`, or until one of them breaks the device; the entries that are left.
+
+    The next entry compiles while one is timed. An entry that broke the device keeps the default, and counts as finished: else the
+    same command would end there for ever.
+    """
     longest = 0.0
     for place, entry in enumerate(entries):
         begin = now()
@@ -69,6 +74,9 @@ def search(
         save(entry, found)
         say(told(entry, found))
         longest = max(longest, now() - begin)
+        if not device.works():
+            say(f"{entry.name} broke the device: the same command goes on after it")
+            return list(entries[place + 1 :])
     return []
 
 

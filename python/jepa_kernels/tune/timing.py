@@ -41,6 +41,14 @@ class OnDevice:
         interleave(runs, DeviceEventClock(), options, seed=seed)
         return [run if isinstance(run, str) else f"{run.error}" if run.error else run.samples for run in timed]
 
+    def works(self) -> bool:
+        """Whether the device still does, after candidates of which none was ever run."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
     def _result(self, entry: Entry, tile: Tile, values: dict[str, Tensor]) -> list[Tensor]:
         """What the kernel writes with a tile, over poison."""
         outputs = [values[name] for name in OUTPUTS[entry.kernel]]

@@ -39,7 +39,7 @@ QUERY_GRADIENT = {
     64: Tile(64, 64, 4, 2),
     96: Tile(64, 32, 8, 2),
     128: Tile(64, 64, 8, 2),
-    256: Tile(32, 32, 8, 1, 192),
+    256: Tile(32, 32, 8, 2),
 }
 QUERY_GRADIENT_BOOL = {64: Tile(64, 32, 4, 1), 128: Tile(64, 32, 8, 1, 255), 256: Tile(32, 32, 8, 1)}
 KEY_GRADIENT = {

@@ -79,6 +79,21 @@ def test_gain_must_be_worth_an_entry_and_above_the_noise(gain: float, noise: flo
     assert (Pretended({FAST: 1e-3 / gain}, noise).tune().winner is not None) == wins
 
 
+@pytest.mark.parametrize(("second", "winner"), [(1.06, None), (1.02, FAST)])
+def test_gain_below_what_the_default_differs_from_itself_is_none(
+    second: float, winner: Tile | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However narrow the intervals: the default's second place in the same rounds is slower than its first."""
+    pretended = Pretended({})
+
+    def measure(_entry: Entry, tiles: Sequence[Tile], rounds: str, _seed: int) -> list[Any]:
+        factors = {"screen": (1.0, 0.95), "final": (1.0, second, 0.95)}[rounds]
+        return [{i: 1e-3 * factor * (1 + 1e-5 * (i % 3)) for i in range(20)} for factor in factors]
+
+    monkeypatch.setattr(pretended, "measure", measure)
+    assert pretended.tune([FAST]).winner == winner
+
+
 def test_tile_that_does_not_compile_fit_or_agree_is_no_candidate() -> None:
     """However fast. The one that fails with every mask is told, and the next fastest is taken."""
     tiles = [FAST, SLOW, WRONG, Tile(64, 128, 4, 2)]

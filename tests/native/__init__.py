@@ -1,0 +1,1 @@
+"""Tests of the native modules and of their sources."""

@@ -426,11 +426,14 @@ def test_durations(text: str, seconds: float) -> None:
 
 
 def test_nothing_outside_imports_the_harness() -> None:
+    """But the command line, and tuning, which times with it and which nothing but the command line imports."""
     package = ROOT / "python" / "jepa_kernels"
     for path in package.rglob("*.py"):
-        if "bench" not in path.relative_to(package).parts and path.name != "cli.py":
-            text = path.read_text()
+        parts, text = path.relative_to(package).parts, path.read_text()
+        if not {"bench", "tune"} & set(parts) and path.name != "cli.py":
             assert "jepa_kernels.bench" not in text and "from .bench" not in text and "from ..bench" not in text, path
+        if "tune" not in parts and path.name != "cli.py":
+            assert "jepa_kernels.tune" not in text and "from .tune" not in text and "from ..tune" not in text, path
 
 
 def test_environment_says_what_and_where(toy_run: Run) -> None:

@@ -17,8 +17,8 @@ than another; longer sequences first would need a sort.
 import triton
 import triton.language as tl
 
-# One warp's lanes: every warp searches for itself, with shuffles alone, no shared memory and no barrier. Each round is one load
-# and one sum, and leaves 1/32 of the sequences: one round up to 31 of them, two up to 1023, three up to 32767.
+# One warp's lanes: every warp searches for itself, without shared memory or a barrier. Each round is one load and one sum over
+# the warp (one instruction), and leaves 1/32 of the sequences: one round up to 31 of them, two up to 1023, three up to 32767.
 LANES = tl.constexpr(32)
 
 

@@ -79,11 +79,13 @@ def test_many_sequences_are_searched_in_rounds(sequences):
     assert [item[1] for item in found] == wanted.tolist()
 
 
-@pytest.mark.parametrize("bounds", [[0, 40, 10, 60], [0, -7, 90, 60], [50, 20, 10, 0], [0, 2**31 - 1, -(2**31), 60]])
+@pytest.mark.parametrize(
+    "bounds", [[0, 40, 10, 60], [0, -7, 900, 60], [50, 20, 10, 0], [0, 2**31 - 1, -(2**31), 60], [0, 100, 0, 15], [0, 48, 64, 0]]
+)
 def test_offsets_that_are_wrong_lead_nowhere_outside(bounds):
-    for head, first, row, rows, keys in items_of(torch.tensor(bounds, dtype=torch.int32), 60, 16):
+    for head, first, row, rows, keys in items_of(torch.tensor(bounds, dtype=torch.int32), 100, 16):
         if row < rows:
-            assert head in range(HEADS) and min(first, row) >= 0 and first + rows <= 60 and keys in (0, rows)
+            assert head in range(HEADS) and min(first, row) >= 0 and first + rows <= 100 and keys in (0, rows)
 
 
 def inputs(lengths, leftover, dtype, head_dim):
